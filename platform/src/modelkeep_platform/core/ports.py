@@ -1,0 +1,142 @@
+"""The ports through which rooms on one floor know one another; `app` injects the implementations.
+
+`Transaction` is opaque here: `storage` defines it, and rooms pass it through.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from modelkeep_platform.core.actions import Action
+    from modelkeep_platform.core.callers import Caller
+    from modelkeep_platform.core.decisions import Attributes, Decision
+    from modelkeep_platform.core.events import Event
+    from modelkeep_platform.core.ids import ObjectId, TenantId
+    from modelkeep_platform.core.refs import ResourceRef
+    from modelkeep_platform.core.sealing import Purpose, Suite
+
+
+class Clock(Protocol):
+    """The time, injected so that tests decide it."""
+
+    def now_s(self) -> int:
+        """Return seconds since the Unix epoch, UTC."""
+
+    def now(self) -> datetime:
+        """Return the aware UTC time."""
+
+    def monotonic_s(self) -> float:
+        """Return a steady clock's seconds, for time-outs and leases within one process."""
+
+
+class Entropy(Protocol):
+    """Random bytes from a cryptographic source."""
+
+    def random_bytes(self, count: int) -> bytes:
+        """Return `count` random bytes."""
+
+
+class Transaction(Protocol):
+    """An open storage transaction; see `storage.transactions`."""
+
+    def bump_epoch(self) -> None:
+        """Move the epoch within this transaction, so that caches of every process let go."""
+
+
+class Authorizer(Protocol):
+    """Decides every call."""
+
+    def require(
+        self, caller: Caller, action: Action, ref: ResourceRef, attributes: Attributes | None = None
+    ) -> Decision:
+        """Return an allow decision or raise; a refusal is recorded before it is raised.
+
+        Raises:
+            NotFoundError: `ref` is missing, or foreign and not granted: the same error, to the byte.
+            ForbiddenError: visible, but denied; `details["reasons"]` says by which policies.
+        """
+
+    def allows(self, caller: Caller, action: Action, ref: ResourceRef, attributes: Attributes | None = None) -> bool:
+        """Return whether `require` would pass; records nothing (used to filter lists)."""
+
+
+class Recorder(Protocol):
+    """Writes the audit log."""
+
+    def record(self, tx: Transaction, event: Event) -> None:
+        """Insert the entry in the same transaction as the effect it speaks of."""
+
+    def record_soon(self, event: Event) -> None:
+        """Queue the entry of a prediction; it is committed in a group within 100 ms. Does no I/O."""
+
+
+class Sealer(Protocol):
+    """Seals and opens artifacts under the tenant's keys; knows nothing of what they are."""
+
+    def create_tenant_key(self, tx: Transaction, tenant: TenantId) -> None:
+        """Make the tenant's first key-encryption key."""
+
+    def create_key(self, tx: Transaction, owner: TenantId, object_id: ObjectId) -> None:
+        """Make one object's data key, wrapped under the owner's current key-encryption key.
+
+        `tx` must be a transaction of `owner`. A later `seal` or `open` of that object uses it.
+        """
+
+    def seal(
+        self,
+        owner: TenantId,
+        object_id: ObjectId,
+        plaintext: bytes | memoryview,
+        *,
+        purpose: Purpose,
+        version: int,
+        name: str,
+        suite: Suite,
+    ) -> bytes:
+        """Seal `plaintext`, bound to all of its context."""
+
+    def open(
+        self,
+        owner: TenantId,
+        object_id: ObjectId,
+        sealed: bytes | memoryview,
+        *,
+        purpose: Purpose,
+        version: int,
+        name: str,
+        suite: Suite,
+    ) -> bytes:
+        """Return the plaintext.
+
+        Raises:
+            IntegrityError: not sealed under this context, or changed since.
+        """
+
+    def destroy_key(self, tx: Transaction, owner: TenantId, object_id: ObjectId) -> None:
+        """Delete the object's wrapped data key, after which its sealed bytes cannot be opened."""
+
+
+class EpochSource(Protocol):
+    """The number caches live by."""
+
+    def current(self) -> int:
+        """Return it from memory.
+
+        Raises:
+            UnavailableError: it could not be read for a second; nothing cached may be used.
+        """
+
+    def refresh(self) -> None:
+        """Read it now; call after committing a transaction that bumped it."""
+
+
+class Signer(Protocol):
+    """Signs as the platform, under a named purpose."""
+
+    def public_key(self) -> bytes:
+        """Return the 32 raw bytes of the Ed25519 public key."""
+
+    def sign(self, message: bytes) -> bytes:
+        """Return the 64-byte Ed25519 signature of `message`."""

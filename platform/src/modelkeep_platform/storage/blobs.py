@@ -1,0 +1,99 @@
+"""Blobs: immutable sealed bytes by key, in a local folder or an object store, through obstore.
+
+A local put is durable when it returns: obstore renames but does not fsync, so the file and its
+folder are fsynced here. Keys are made by the platform alone, never from a tenant's input.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, Protocol
+
+import obstore
+from obstore.exceptions import NotFoundError as ObstoreNotFoundError
+from obstore.store import LocalStore
+
+from modelkeep_platform.core.errors import IntegrityError
+
+_KEY: Final = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9._-]*/)*[A-Za-z0-9_-][A-Za-z0-9._-]*\Z")
+
+
+class BlobStore(Protocol):
+    """Where sealed bytes lie."""
+
+    def put(self, key: str, data: bytes) -> None:
+        """Store `data` durably, replacing what was there."""
+
+    def get(self, key: str) -> bytes:
+        """Return the bytes.
+
+        Raises:
+            IntegrityError: there is no such blob (the database says there should be).
+        """
+
+    def delete_prefix(self, prefix: str) -> None:
+        """Delete every blob below `prefix/`; none is no error."""
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        """Yield the keys below `prefix/`."""
+
+
+class LocalBlobs:
+    """Blobs in a folder.
+
+    Args:
+        folder: made, with mode 0700, when it is not there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._folder = folder
+        self._store = LocalStore(str(folder), automatic_cleanup=True)
+
+    def put(self, key: str, data: bytes) -> None:
+        """Store `data` durably, replacing what was there."""
+        obstore.put(self._store, _checked(key), data, use_multipart=False)
+        path = self._folder / key
+        _fsync(path)
+        for folder in path.parents:
+            _fsync(folder)
+            if folder == self._folder:
+                break
+
+    def get(self, key: str) -> bytes:
+        """Return the bytes; raises IntegrityError when there are none."""
+        try:
+            return obstore.get(self._store, _checked(key)).bytes().to_bytes()
+        except (ObstoreNotFoundError, FileNotFoundError) as exc:
+            message = "a stored object is missing; the operator should restore it from a backup"
+            raise IntegrityError(message, code="blob_missing") from exc
+
+    def delete_prefix(self, prefix: str) -> None:
+        """Delete every blob below `prefix/`; none is no error."""
+        for key in list(self.keys(prefix)):
+            try:
+                obstore.delete(self._store, key)
+            except (ObstoreNotFoundError, FileNotFoundError):
+                continue
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        """Yield the keys below `prefix/`."""
+        for page in obstore.list(self._store, prefix=_checked(prefix)):
+            for item in page:
+                yield item["path"]
+
+
+def _checked(key: str) -> str:
+    if not _KEY.match(key):
+        message = "not a blob key"
+        raise ValueError(message)
+    return key
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,124 @@
+"""The database: an engine and the two ways to open a transaction.
+
+SQLite runs in WAL mode with `synchronous=FULL`, and every transaction that may write begins with
+`BEGIN IMMEDIATE`: a plain BEGIN that upgrades fails under concurrency. Only portable SQL is used.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from modelkeep_platform.core.callers import OperatorCaller, TenantCaller
+from modelkeep_platform.core.decisions import Decision
+from modelkeep_platform.core.ids import TenantId
+from modelkeep_platform.storage.tables.epoch import epoch
+from modelkeep_platform.storage.transactions import PlatformTransaction, System, TenantScopeError, TenantTransaction
+
+_BUSY_MS: Final = 30_000
+_READ_ONLY: Final = "modelkeep_read_only"
+_PRAGMAS: Final = (
+    "journal_mode=WAL",
+    "synchronous=FULL",
+    "foreign_keys=ON",
+    f"busy_timeout={_BUSY_MS}",
+    "secure_delete=ON",
+)
+
+
+class Database:
+    """Opens transactions; each commits when its block ends and rolls back when it raises.
+
+    Args:
+        url: an SQLAlchemy URL, for example ``sqlite:////var/lib/modelkeep/platform.db``.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._writing = threading.local()
+        self.engine = sa.create_engine(url, pool_size=8, max_overflow=24) if ":memory:" not in url else _memory(url)
+        if self.engine.dialect.name == "sqlite":
+            sa.event.listen(self.engine, "connect", _prepare_sqlite)
+            sa.event.listen(self.engine, "begin", _begin_sqlite)
+
+    @contextmanager
+    def tenant(
+        self, owner: TenantId, *, by: TenantCaller | OperatorCaller | Decision | System, read_only: bool = False
+    ) -> Iterator[TenantTransaction]:
+        """Open a transaction over `owner`'s rows.
+
+        Args:
+            owner: whose rows.
+            by: the right to do so: a caller of that very tenant, an allow decision about a resource of
+                that owner (the only way for a foreign caller), or `System` with a reason.
+            read_only: take no write lock; reads may then be nested inside a write of the same thread.
+
+        Raises:
+            TenantScopeError: `by` is no such right.
+        """
+        if isinstance(by, TenantCaller | OperatorCaller):
+            right = by.tenant == owner
+        elif isinstance(by, Decision):
+            right = by.allow and by.ref.owner == owner
+        else:
+            right = bool(by.reason)
+        if not right:
+            message = "a tenant's rows were asked for without a right to them"
+            raise TenantScopeError(message)
+        with self._begin(read_only=read_only) as connection:
+            yield TenantTransaction(connection, owner)
+
+    @contextmanager
+    def platform(self, *, read_only: bool = False) -> Iterator[PlatformTransaction]:
+        """Open a transaction over everything."""
+        with self._begin(read_only=read_only) as connection:
+            yield PlatformTransaction(connection)
+
+    def epoch(self) -> int:
+        """Return the epoch's present number."""
+        with self.engine.connect() as connection:
+            return int(connection.execute(sa.select(epoch.c.number)).scalar_one())
+
+    @contextmanager
+    def _begin(self, *, read_only: bool) -> Iterator[sa.Connection]:
+        # INVARIANT: one write transaction a thread; an inner one would wait for the outer's lock for ever.
+        if not read_only:
+            if getattr(self._writing, "now", False):
+                message = "a write transaction was opened inside another; pass the open one on"
+                raise NestedWriteError(message)
+            self._writing.now = True
+        try:
+            with (
+                self.engine.connect().execution_options(**{_READ_ONLY: read_only}) as connection,
+                connection.begin(),
+            ):
+                yield connection
+        finally:
+            if not read_only:
+                self._writing.now = False
+
+    def close(self) -> None:
+        """Close every pooled connection."""
+        self.engine.dispose()
+
+
+class NestedWriteError(AssertionError):
+    """A thread opened a write transaction inside another: on SQLite that would wait for itself."""
+
+
+def _memory(url: str) -> sa.Engine:
+    return sa.create_engine(url, poolclass=sa.StaticPool, connect_args={"check_same_thread": False})
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401 -- the driver's own type
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    for pragma in _PRAGMAS:
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    read_only = connection.get_execution_options().get(_READ_ONLY, False)
+    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")

@@ -1,0 +1,1 @@
+"""Logs and request ids, and the machine's clock and entropy behind their ports."""
