@@ -7,13 +7,10 @@ import pytest
 import sqlalchemy as sa
 
 from fakes.core import FakeClock, FakeEntropy, FakeRecorder
-from modelkeep_platform.storage import tables
 from modelkeep_platform.storage.blobs import LocalBlobs
 from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.schema import metadata
 from modelkeep_platform.storage.tables.epoch import epoch
-
-assert tables  # declares every table on `metadata`
 
 
 @pytest.fixture

@@ -1,0 +1,55 @@
+# Modelkeep: everything a developer types. `make help` lists it.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export PYTHONSAFEPATH := 1
+export PYTHONDONTWRITEBYTECODE := 1
+
+.PHONY: help install demo test check bench docs clean lock
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+install: $(STAMP) ## make .venv with both packages and the tools, by pinned version and hash
+
+$(STAMP): requirements/dev.txt requirements/uv.txt sdk/pyproject.toml platform/pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed; set PYTHON=/path/to/python3.11" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt \
+		&& $(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/dev.txt \
+		|| $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e sdk -e platform
+	@touch $@
+
+demo: install ## two organisations share one platform, on real data, end to end
+	$(BIN)/python docs/tutorials/demo
+
+test: install ## every test
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+check: install ## style, types and floors
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy sdk/src
+	$(BIN)/mypy platform/src
+	$(BIN)/mypy tests docs/tutorials/demo
+	PYTHONPATH=sdk/src:platform/src $(BIN)/lint-imports --no-cache
+
+bench: install ## speed, as ratios against a named alternative in the same run
+	$(BIN)/python tests/benchmarks
+
+docs: install ## check that the pages link to what exists
+	$(BIN)/python -m pytest -q tests/docs
+
+lock: ## write requirements/*.txt anew from the .in files and the packages' own needs
+	$(BIN)/uv pip compile --universal --generate-hashes --no-emit-index-url --no-annotate --no-header --python-version 3.11 \
+		--quiet sdk/pyproject.toml --extra torch platform/pyproject.toml requirements/dev.in -o requirements/dev.txt
+	$(BIN)/uv pip compile --universal --generate-hashes --no-emit-index-url --no-annotate --no-header --python-version 3.11 \
+		--quiet requirements/uv.in -o requirements/uv.txt
+
+clean: ## remove what was built; data folders of a running platform are not touched
+	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

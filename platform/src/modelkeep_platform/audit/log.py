@@ -1,0 +1,158 @@
+"""The recorder: writes entries in the transaction of the effect they speak of, predictions in groups.
+
+When the actor is of another tenant than the owner, both tenants' logs get an entry; the owner's names the
+foreign tenant but not its people. If entries of predictions cannot be committed, further predictions are
+refused: what must be recorded does not happen unrecorded.
+"""
+
+import logging
+import threading
+from typing import Final
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from modelkeep_platform.audit.entries import AUDIT_KEY, SALT_BYTES, Entry, entry_body, personal_fields
+from modelkeep_platform.core.errors import UnavailableError
+from modelkeep_platform.core.events import Event
+from modelkeep_platform.core.ids import PLATFORM, TenantId, new_object_id
+from modelkeep_platform.core.ports import Clock, Entropy, Sealer, Transaction
+from modelkeep_platform.core.sealing import Purpose, Suite
+from modelkeep_platform.storage.database import Database
+from modelkeep_platform.storage.tables.audit import audit_entries
+from modelkeep_platform.storage.transactions import PlatformTransaction, TenantTransaction
+
+WINDOW_S: Final = 0.1
+MAX_QUEUED: Final = 20_000
+
+_log = logging.getLogger(__name__)
+
+
+class AuditLog:
+    """Implements the `Recorder` port.
+
+    Args:
+        database: where entries are kept.
+        sealer: seals personal fields under the tenant's audit key (`AUDIT_KEY`).
+        clock: stamps entries.
+        entropy: gives salts and ids.
+    """
+
+    def __init__(self, *, database: Database, sealer: Sealer, clock: Clock, entropy: Entropy) -> None:
+        self._database = database
+        self._sealer = sealer
+        self._clock = clock
+        self._entropy = entropy
+        self._queue: list[Event] = []
+        self._queued = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._write_groups, name="audit-groups", daemon=True)
+
+    def start(self) -> None:
+        """Start committing queued entries every 100 ms."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Commit what is queued and stop."""
+        with self._queued:
+            self._stopping = True
+            self._queued.notify()
+        if self._thread.is_alive():
+            self._thread.join(timeout=10)
+
+    def record(self, tx: Transaction, event: Event) -> None:
+        """Insert the entry, or both tenants' entries, in `tx`."""
+        if not isinstance(tx, TenantTransaction | PlatformTransaction):
+            raise TypeError("the audit log needs a storage transaction")
+        for entry in self._entries(event):
+            self._append(tx, entry)
+
+    def record_soon(self, event: Event) -> None:
+        """Queue the entry of a prediction; does no I/O.
+
+        Raises:
+            UnavailableError: entries cannot be committed at present, so the call must not happen.
+        """
+        with self._queued:
+            if len(self._queue) >= MAX_QUEUED or self._stopping:
+                raise UnavailableError("the audit log cannot take entries; try again", code="audit_unavailable")
+            self._queue.append(event)
+            if len(self._queue) == 1:
+                self._queued.notify()
+
+    def flush(self) -> None:
+        """Commit what is queued now."""
+        with self._queued:
+            events, self._queue = self._queue, []
+        if not events:
+            return
+        try:
+            entries = [entry for event in events for entry in self._entries(event)]
+            with self._database.platform() as tx:
+                for entry in entries:
+                    self._append(tx, entry)
+        except BaseException:
+            with self._queued:
+                self._queue = events + self._queue
+            raise
+
+    def _write_groups(self) -> None:
+        while True:
+            with self._queued:
+                while not self._queue and not self._stopping:
+                    self._queued.wait()
+                stopping = self._stopping
+                if not stopping:
+                    self._queued.wait(timeout=WINDOW_S)
+            try:
+                self.flush()
+            except SQLAlchemyError:
+                # The entries stay queued and are tried again; past the bound, calls are refused.
+                _log.exception("audit entries could not be committed")
+                if stopping:
+                    return
+            if stopping and not self._queue:
+                return
+
+    def _append(self, tx: TenantTransaction | PlatformTransaction, entry: Entry) -> None:
+        tx.append(
+            audit_entries,
+            {
+                "id": entry.id,
+                "tenant": entry.tenant,
+                "created_at": entry.created_at,
+                "request_id": entry.request_id,
+                "salt": entry.salt,
+                "body": entry.body,
+            },
+        )
+
+    def _entries(self, event: Event) -> list[Entry]:
+        actor = event.actor
+        foreign = actor is not None and actor.tenant not in (event.tenant, PLATFORM)
+        entries = [self._entry(event, event.tenant, names_people=not foreign)]
+        if foreign and actor is not None:
+            entries.append(self._entry(event, actor.tenant, names_people=True))
+        return entries
+
+    def _entry(self, event: Event, log: TenantId, *, names_people: bool) -> Entry:
+        entry_id = new_object_id(self._entropy, "log")
+        now = self._clock.now_s()
+        sealed = b""
+        if names_people:
+            sealed = self._sealer.seal(
+                log,
+                AUDIT_KEY,
+                personal_fields(event),
+                purpose=Purpose.AUDIT,
+                version=1,
+                name=entry_id,
+                suite=Suite.SMALL,
+            )
+        return Entry(
+            id=entry_id,
+            tenant=log,
+            created_at=now,
+            request_id="" if event.actor is None else event.actor.request_id,
+            salt=self._entropy.random_bytes(SALT_BYTES),
+            body=entry_body(event, entry_id=entry_id, log=log, created_at=now, sealed_personal=sealed),
+        )
