@@ -1,0 +1,1 @@
+"""REST: translates requests to service calls and answers back; holds no rules."""
