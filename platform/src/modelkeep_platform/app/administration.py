@@ -1,0 +1,94 @@
+"""What the operator's command does directly on the installation's own machine."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+
+from modelkeep_platform.app import settings as settings_file
+from modelkeep_platform.app.installation import open_database
+from modelkeep_platform.app.platform import Platform
+from modelkeep_platform.audit.checkpoint import verify
+from modelkeep_platform.audit.entries import leaf_data
+from modelkeep_platform.audit.merkle import leaf_hash, root_of
+from modelkeep_platform.core.callers import OperatorCaller
+from modelkeep_platform.core.errors import IntegrityError
+from modelkeep_platform.core.ids import PrincipalId, new_object_id
+from modelkeep_platform.core.ids import RequestId
+from modelkeep_platform.storage.pages import PageRequest
+from modelkeep_platform.storage.tables.audit import audit_checkpoints, audit_entries
+from modelkeep_platform.telemetry.system import SystemEntropy
+from modelkeep_platform.tenants.service import TenantCreated
+
+
+def add_tenant(data: Path, *, slug: str, name: str) -> TenantCreated:
+    """Add a tenant, recorded as done by the operator at the console."""
+    platform = Platform(data=data.resolve(), settings=settings_file.load(data))
+    try:
+        platform.epoch.refresh()
+        return platform.tenants.create(_console(), slug, name)
+    finally:
+        platform.close()
+
+
+def list_tenants(data: Path) -> list[dict[str, Any]]:
+    """Return every tenant."""
+    platform = Platform(data=data.resolve(), settings=settings_file.load(data))
+    try:
+        platform.epoch.refresh()
+        rows: list[dict[str, Any]] = []
+        cursor = None
+        while True:
+            page = platform.tenants.list(_console(), PageRequest(limit=200, cursor=cursor))
+            rows += msgspec.to_builtins(list(page.items))
+            cursor = page.next_cursor
+            if cursor is None:
+                return rows
+    finally:
+        platform.close()
+
+
+def verify_log(data: Path) -> tuple[int, str]:
+    """Recompute the tree from the entries; return its size and the checkpoint it agrees with.
+
+    Raises:
+        IntegrityError: entries were deleted, edited, reordered or inserted.
+    """
+    settings = settings_file.load(data)
+    platform = Platform(data=data.resolve(), settings=settings)
+    try:
+        public_key = platform.signer.public_key()
+    finally:
+        platform.close()
+    database = open_database(data.resolve())
+    try:
+        with database.platform(read_only=True) as tx:
+            newest = tx.first(sa.select(audit_checkpoints).order_by(audit_checkpoints.c.size.desc()).limit(1))
+            rows = tx.all(
+                sa.select(audit_entries.c.log_index, audit_entries.c.salt, audit_entries.c.body)
+                .where(audit_entries.c.log_index.is_not(None))
+                .order_by(audit_entries.c.log_index)
+            )
+    finally:
+        database.close()
+    if newest is None:
+        raise IntegrityError("the log has no checkpoint yet; start the server once", code="log_empty")
+    checkpoint = verify(newest["note"], origin=settings.log_origin, public_key=public_key)
+    indexes = [row["log_index"] for row in rows]
+    root = root_of([leaf_hash(leaf_data(row["salt"], row["body"])) for row in rows])
+    if indexes != list(range(checkpoint.size)) or root != checkpoint.root:
+        raise IntegrityError(
+            "the stored entries are not those that the newest checkpoint commits to: the log was changed",
+            code="log_changed",
+        )
+    return checkpoint.size, newest["note"]
+
+
+def _console() -> OperatorCaller:
+    return OperatorCaller(
+        principal=PrincipalId("console"),
+        name="console",
+        token_id="",
+        request_id=RequestId(new_object_id(SystemEntropy(), "req")),
+    )

@@ -1,0 +1,77 @@
+"""Runs the server: checks where it may listen, starts every part, serves, stops in order."""
+
+import socket
+from pathlib import Path
+
+import uvicorn
+
+from modelkeep_platform.app import settings as settings_file
+from modelkeep_platform.app.platform import Platform
+from modelkeep_platform.app.settings import is_loopback
+from modelkeep_platform.core.errors import ConflictError, UnprocessableError
+from modelkeep_platform.telemetry import logs
+
+
+def serve(  # noqa: D417 -- the arguments are the command's options
+    *,
+    data: Path,
+    host: str | None,
+    port: int | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    unsafe_no_tls: bool,
+) -> None:
+    """Serve the installation in `data` until SIGTERM or SIGINT.
+
+    Raises:
+        UnprocessableError: it would listen beyond loopback without TLS, or half of a TLS pair is missing.
+        ConflictError: the address is taken.
+    """
+    settings = settings_file.load(data)
+    host, port = host or settings.host, port or settings.port
+    if (tls_cert is None) != (tls_key is None):
+        raise UnprocessableError("give --tls-cert and --tls-key together", code="tls_incomplete")
+    if tls_cert is None and not is_loopback(host) and not unsafe_no_tls:
+        raise UnprocessableError(
+            f"`{host}` is beyond loopback: give --tls-cert and --tls-key, or --unsafe-no-tls behind a TLS proxy",
+            code="tls_required",
+        )
+    logs.configure()
+    listener = _listen(host, port)
+    platform = Platform(data=data.resolve(), settings=settings)
+    platform.start()
+    try:
+        uvicorn.Server(
+            uvicorn.Config(
+                platform.asgi,
+                loop="uvloop",
+                http="httptools",
+                ws="none",
+                access_log=False,
+                log_config=None,
+                lifespan="off",
+                server_header=False,
+                date_header=True,
+                proxy_headers=False,
+                timeout_keep_alive=30,
+                timeout_graceful_shutdown=10,
+                h11_max_incomplete_event_size=32 * 1024,
+                ssl_certfile=tls_cert,
+                ssl_keyfile=tls_key,
+            )
+        ).run(sockets=[listener])
+    finally:
+        platform.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as exc:
+        listener.close()
+        raise ConflictError(f"cannot listen on {host}:{port}: {exc.strerror}; choose another --port") from exc
+    listener.set_inheritable(False)
+    return listener

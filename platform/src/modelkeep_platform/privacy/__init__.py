@@ -1,0 +1,1 @@
+"""Differential privacy: accounting, the budget ledger, sampling and noise, and the private training step."""
