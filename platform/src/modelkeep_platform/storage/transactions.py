@@ -64,6 +64,10 @@ class PlatformTransaction(_Transaction):
         """Run any statement; with `parameters`, once for each."""
         return cast("sa.CursorResult[Any]", self._connection.execute(statement, parameters))
 
+    def as_tenant(self, owner: TenantId) -> "TenantTransaction":
+        """Return the same transaction, narrowed to one tenant's rows."""
+        return TenantTransaction(self._connection, owner)
+
     def all(self, statement: sa.Select[Any]) -> Sequence[Row]:
         """Return every row."""
         return self._connection.execute(statement).mappings().all()

@@ -1,0 +1,1 @@
+"""Root key providers, one a file."""

@@ -1,0 +1,360 @@
+"""Uploads: begun in the transaction that allocates the object, sent in parts, checked as a whole, then visible.
+
+Parts may come in any order and again; the same bytes are accepted, other bytes for the same number are not. Only
+the principal that began an upload may go on with it; to everybody else it looks as if it were not there.
+"""
+
+import hashlib
+import hmac
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError as DuplicateError
+
+from modelkeep_platform.core.actions import Action
+from modelkeep_platform.core.callers import TenantCaller
+from modelkeep_platform.core.decisions import Decision
+from modelkeep_platform.core.errors import ConflictError, TooLargeError, UnprocessableError
+from modelkeep_platform.core.ids import ObjectId, TenantId, new_object_id
+from modelkeep_platform.core.limits import MAX_PART_BYTES, MAX_PARTS, MAX_UPLOAD_BYTES, UPLOAD_EXPIRY_S
+from modelkeep_platform.core.ports import Authorizer, Clock, Entropy, Sealer, Transaction
+from modelkeep_platform.core.refs import Kind, ResourceRef, missing
+from modelkeep_platform.core.sealing import Purpose
+from modelkeep_platform.storage.blobs import BlobStore
+from modelkeep_platform.storage.database import Database
+from modelkeep_platform.storage.tables.uploads import upload_parts, uploads
+from modelkeep_platform.storage.transactions import Row, System, TenantTransaction
+from modelkeep_platform.uploads.artifacts import Artifacts, Manifest, PartDigest
+
+_SHA256: Final = re.compile(r"[0-9a-f]{64}\Z")
+MAX_OPEN_UPLOADS: Final = 64
+OPEN, COMPLETE, ABORTED = "open", "complete", "aborted"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upload:
+    """An upload and what of it arrived."""
+
+    id: str
+    owner: TenantId
+    kind: Kind
+    object_id: ObjectId
+    version: int
+    purpose: Purpose
+    size_bytes: int
+    sha256: str
+    part_bytes: int
+    parts: int
+    received: tuple[int, ...]
+    state: str
+    expires_at: int
+    principal: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartReceipt:
+    """One part is stored; `received` counts the parts there are."""
+
+    number: int
+    received: int
+
+
+class UploadService:
+    """Takes uploads.
+
+    Args:
+        database: where uploads and their parts are noted.
+        blobs: where sealed parts lie.
+        sealer: seals them.
+        clock: expires uploads.
+        entropy: names them.
+        authorizer: decides `upload:write`.
+    """
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        blobs: BlobStore,
+        sealer: Sealer,
+        clock: Clock,
+        entropy: Entropy,
+        authorizer: Authorizer,
+    ) -> None:
+        self._database = database
+        self._sealer = sealer
+        self._clock = clock
+        self._entropy = entropy
+        self._authorizer = authorizer
+        self.artifacts = Artifacts(blobs=blobs, sealer=sealer)
+
+    def begin(
+        self,
+        tx: TenantTransaction,
+        *,
+        caller: TenantCaller,
+        object_id: ObjectId,
+        kind: Kind,
+        version: int,
+        purpose: Purpose,
+        size_bytes: int,
+        sha256: str,
+        create_key: bool = True,
+    ) -> Upload:
+        """Begin an upload in the transaction that allocates its object.
+
+        Args:
+            tx: an open transaction of the owner.
+            caller: who will send the parts.
+            object_id: the object the bytes belong to.
+            kind: what kind of object it is.
+            version: the version the bytes are of.
+            purpose: what the bytes are.
+            size_bytes: the length of the whole, 1 byte to 32 GiB.
+            sha256: the digest of the whole, in lower-case hex.
+            create_key: whether the object is new and needs its data key.
+
+        Raises:
+            UnprocessableError: the size or digest is not one.
+            TooLargeError: larger than an upload may be.
+            ConflictError: the tenant has too many uploads open.
+        """
+        if size_bytes < 1 or not _SHA256.match(sha256):
+            raise UnprocessableError(
+                "an upload has at least one byte and a SHA-256 in lower-case hex", code="invalid_upload"
+            )
+        if size_bytes > MAX_UPLOAD_BYTES:
+            raise TooLargeError(f"an upload has at most {MAX_UPLOAD_BYTES} bytes")
+        open_now = tx.first(tx.select(uploads, sa.func.count().label("n")).where(uploads.c.state == OPEN))
+        if open_now is not None and open_now["n"] >= MAX_OPEN_UPLOADS:
+            raise ConflictError(
+                f"this tenant has {MAX_OPEN_UPLOADS} uploads open; complete or delete some", code="too_many_uploads"
+            )
+        if create_key:
+            self._sealer.create_key(tx, tx.owner, object_id)
+        now = self._clock.now_s()
+        upload_id = new_object_id(self._entropy, "upl")
+        tx.insert(
+            uploads,
+            id=upload_id,
+            kind=kind,
+            object_id=object_id,
+            version=version,
+            purpose=purpose,
+            size_bytes=size_bytes,
+            sha256=sha256,
+            principal=caller.principal,
+            state=OPEN,
+            created_at=now,
+            expires_at=now + UPLOAD_EXPIRY_S,
+        )
+        row = tx.first(tx.select(uploads).where(uploads.c.id == upload_id))
+        if row is None:
+            raise RuntimeError("the row just inserted is not there")
+        return _upload(tx, row)
+
+    def status(self, caller: TenantCaller, upload_id: str) -> Upload:
+        """Return the upload and which parts arrived.
+
+        Raises:
+            NotFoundError: there is none, or another principal began it.
+        """
+        return self._require(caller, upload_id)[0]
+
+    def put_part(self, caller: TenantCaller, upload_id: str, number: int, data: bytes, sha256: bytes) -> PartReceipt:
+        """Seal and store one part; the same part again is accepted.
+
+        Args:
+            caller: who began the upload.
+            upload_id: which upload.
+            number: counted from 0.
+            data: `part_bytes` bytes; the last part holds the rest.
+            sha256: the digest of `data`, raw.
+
+        Raises:
+            NotFoundError: there is no such upload for this caller.
+            ConflictError: the upload has ended, or other bytes were sent for this number.
+            UnprocessableError: the number, size or digest is wrong.
+        """
+        upload, decision = self._require(caller, upload_id)
+        self._check_open(upload)
+        if not 0 <= number < upload.parts:
+            raise UnprocessableError(f"parts of this upload are numbered 0 to {upload.parts - 1}", code="invalid_part")
+        expected = min(MAX_PART_BYTES, upload.size_bytes - number * MAX_PART_BYTES)
+        if len(data) != expected:
+            raise UnprocessableError(f"part {number} has {expected} bytes", code="invalid_part")
+        digest = hashlib.sha256(data)
+        if not hmac.compare_digest(digest.digest(), sha256):
+            raise UnprocessableError(
+                f"part {number} does not have the digest sent with it; send it again", code="digest_mismatch"
+            )
+        known = self._known_digest(decision, upload, number)
+        if known is not None:
+            if known != digest.hexdigest():
+                raise ConflictError(f"part {number} was sent before with other bytes", code="part_conflict")
+            return PartReceipt(number=number, received=len(upload.received))
+        # Rule 5: the sealed bytes are durable before the row says that the part is there.
+        self.artifacts.put_part(upload.owner, upload.object_id, upload.version, upload.purpose, number, data)
+        return self._note_part(decision, upload, PartDigest(len(data), digest.hexdigest()), number)
+
+    def abort(self, caller: TenantCaller, upload_id: str) -> None:
+        """Give up an upload; its parts are deleted, its object never becomes visible."""
+        upload, decision = self._require(caller, upload_id)
+        self._check_open(upload)
+        with self._database.tenant(upload.owner, by=decision) as tx:
+            self._end(tx, upload, ABORTED)
+        self.artifacts.delete(upload.owner, upload.object_id, upload.version)
+
+    def expire(self) -> int:
+        """Give up every upload whose time is over; return how many."""
+        with self._database.platform(read_only=True) as tx:
+            rows = tx.all(sa.select(uploads).where(uploads.c.state == OPEN, uploads.c.expires_at < self._clock.now_s()))
+        for row in rows:
+            with self._database.tenant(row["tenant_id"], by=System(reason="expire an upload")) as tx:
+                self._end(tx, _upload(tx, row), ABORTED)
+            self.artifacts.delete(row["tenant_id"], ObjectId(row["object_id"]), row["version"])
+        return len(rows)
+
+    def check_complete(self, caller: TenantCaller, upload_id: str) -> Upload:
+        """Check that every part is there and that together they have the declared digest; seal the manifest.
+
+        Raises:
+            NotFoundError: there is no such upload for this caller.
+            ConflictError: parts are missing; `details["missing"]` names the first of them.
+            UnprocessableError: the whole has another digest.
+        """
+        upload, decision = self._require(caller, upload_id)
+        self._check_open(upload)
+        absent = sorted(set(range(upload.parts)) - set(upload.received))
+        if absent:
+            raise ConflictError(
+                f"{len(absent)} parts are missing; send them, then complete the upload",
+                code="upload_incomplete",
+                details={"missing": absent[:100]},
+            )
+        with self._database.tenant(upload.owner, by=decision, read_only=True) as tx:
+            rows = tx.all(
+                tx.select(upload_parts).where(upload_parts.c.upload_id == upload.id).order_by(upload_parts.c.number)
+            )
+        whole = hashlib.sha256()
+        for number in range(upload.parts):
+            whole.update(
+                self.artifacts.open_part(upload.owner, upload.object_id, upload.version, upload.purpose, number)
+            )
+        if whole.hexdigest() != upload.sha256:
+            raise UnprocessableError(
+                "the whole does not have the digest declared; upload it again", code="digest_mismatch"
+            )
+        parts = [PartDigest(row["size_bytes"], row["sha256"]) for row in rows]
+        manifest = Manifest(upload.size_bytes, upload.sha256, parts)
+        self.artifacts.put_manifest(upload.owner, upload.object_id, upload.version, upload.purpose, manifest)
+        return upload
+
+    def finish(self, tx: TenantTransaction, upload_id: str) -> None:
+        """Mark the upload complete, in the transaction that makes its object visible.
+
+        Raises:
+            ConflictError: it ended meanwhile.
+        """
+        changed = tx.change(
+            tx.update(uploads).where(uploads.c.id == upload_id, uploads.c.state == OPEN).values(state=COMPLETE)
+        )
+        if not changed:
+            raise ConflictError("the upload has ended", code="upload_ended")
+        tx.change(tx.delete(upload_parts).where(upload_parts.c.upload_id == upload_id))
+
+    def read(self, owner: TenantId, object_id: ObjectId, version: int, purpose: Purpose) -> Iterator[bytes]:
+        """Yield an artifact's plaintext, part by part."""
+        return self.artifacts.read(owner, object_id, version, purpose)
+
+    def write_artifact(
+        self, owner: TenantId, object_id: ObjectId, version: int, purpose: Purpose, chunks: Iterable[bytes]
+    ) -> Manifest:
+        """Seal what the platform itself made (trained weights, checkpoints); the object's key must exist."""
+        return self.artifacts.write(owner, object_id, version, purpose, chunks)
+
+    def create_key(self, tx: Transaction, owner: TenantId, object_id: ObjectId) -> None:
+        """Make the data key of an object whose artifacts the platform will write."""
+        self._sealer.create_key(tx, owner, object_id)
+
+    def forget(self, tx: Transaction, owner: TenantId, object_id: ObjectId) -> None:
+        """Destroy the object's data key in the transaction that deletes it."""
+        self._sealer.destroy_key(tx, owner, object_id)
+
+    def delete(self, owner: TenantId, object_id: ObjectId, version: int | None = None) -> None:
+        """Delete the sealed bytes, after the transaction that deleted the object, or one version of it."""
+        self.artifacts.delete(owner, object_id, version)
+
+    def _require(self, caller: TenantCaller, upload_id: str) -> tuple[Upload, Decision]:
+        with self._database.tenant(caller.tenant, by=caller, read_only=True) as tx:
+            row = tx.first(tx.select(uploads).where(uploads.c.id == upload_id, uploads.c.principal == caller.principal))
+            upload = None if row is None else _upload(tx, row)
+        ref = missing(caller.tenant, Kind.UPLOAD)
+        if upload is not None:
+            ref = ResourceRef(owner=caller.tenant, kind=Kind.UPLOAD, object_id=ObjectId(upload.id))
+        decision = self._authorizer.require(caller, Action.UPLOAD_WRITE, ref)
+        if upload is None:
+            raise RuntimeError("a missing object was allowed")
+        return upload, decision
+
+    def _check_open(self, upload: Upload) -> None:
+        if upload.state != OPEN or upload.expires_at < self._clock.now_s():
+            raise ConflictError("the upload has ended; begin a new one", code="upload_ended")
+
+    def _known_digest(self, decision: Decision, upload: Upload, number: int) -> str | None:
+        with self._database.tenant(upload.owner, by=decision, read_only=True) as tx:
+            row = tx.first(
+                tx.select(upload_parts).where(upload_parts.c.upload_id == upload.id, upload_parts.c.number == number)
+            )
+        return None if row is None else str(row["sha256"])
+
+    def _note_part(self, decision: Decision, upload: Upload, part: PartDigest, number: int) -> PartReceipt:
+        try:
+            with self._database.tenant(upload.owner, by=decision) as tx:
+                tx.insert(
+                    upload_parts, upload_id=upload.id, number=number, size_bytes=part.size_bytes, sha256=part.sha256
+                )
+                count = tx.first(
+                    tx.select(upload_parts, sa.func.count().label("n")).where(upload_parts.c.upload_id == upload.id)
+                )
+        except DuplicateError as exc:
+            if self._known_digest(decision, upload, number) != part.sha256:
+                raise ConflictError(
+                    f"part {number} was sent twice at once with other bytes; abort the upload", code="part_conflict"
+                ) from exc
+            return PartReceipt(number=number, received=len(upload.received))
+        return PartReceipt(number=number, received=0 if count is None else count["n"])
+
+    def _end(self, tx: TenantTransaction, upload: Upload, state: str) -> None:
+        tx.change(tx.update(uploads).where(uploads.c.id == upload.id, uploads.c.state == OPEN).values(state=state))
+        tx.change(tx.delete(upload_parts).where(upload_parts.c.upload_id == upload.id))
+
+
+def _upload(tx: TenantTransaction, row: Row) -> Upload:
+    received = tx.all(
+        tx.select(upload_parts, upload_parts.c.number)
+        .where(upload_parts.c.upload_id == row["id"])
+        .order_by(upload_parts.c.number)
+    )
+    parts = -(-row["size_bytes"] // MAX_PART_BYTES)
+    if parts > MAX_PARTS:
+        raise RuntimeError("an upload has too many parts")
+    return Upload(
+        id=row["id"],
+        owner=tx.owner,
+        kind=Kind(row["kind"]),
+        object_id=ObjectId(row["object_id"]),
+        version=row["version"],
+        purpose=Purpose(row["purpose"]),
+        size_bytes=row["size_bytes"],
+        sha256=row["sha256"],
+        part_bytes=MAX_PART_BYTES,
+        parts=parts,
+        received=tuple(part["number"] for part in received),
+        state=row["state"],
+        expires_at=row["expires_at"],
+        principal=row["principal"],
+    )
