@@ -1,0 +1,1 @@
+"""Decides every call: Cedar policies, grants between tenants, decisions with their reasons."""
