@@ -14,8 +14,7 @@ from modelkeep_platform.audit.entries import leaf_data
 from modelkeep_platform.audit.merkle import leaf_hash, root_of
 from modelkeep_platform.core.callers import OperatorCaller
 from modelkeep_platform.core.errors import IntegrityError
-from modelkeep_platform.core.ids import PrincipalId, new_object_id
-from modelkeep_platform.core.ids import RequestId
+from modelkeep_platform.core.ids import PrincipalId, RequestId, new_object_id
 from modelkeep_platform.storage.pages import PageRequest
 from modelkeep_platform.storage.tables.audit import audit_checkpoints, audit_entries
 from modelkeep_platform.telemetry.system import SystemEntropy

@@ -46,7 +46,9 @@ def init(*, data: Path, root_key: Path, base_url: str, host: str, port: int | No
         port=port or parts.port or (443 if parts.scheme == "https" else 80),
     )
     if (data / settings_file.FILE).exists():
-        raise ConflictError("there is an installation in this folder already; choose another", code="already_initialised")
+        raise ConflictError(
+            "there is an installation in this folder already; choose another", code="already_initialised"
+        )
     FileRootKey.create(root_key.resolve(), data=data)
     data.mkdir(mode=0o700, parents=True, exist_ok=True)
     database = open_database(data)

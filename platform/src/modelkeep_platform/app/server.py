@@ -12,7 +12,7 @@ from modelkeep_platform.core.errors import ConflictError, UnprocessableError
 from modelkeep_platform.telemetry import logs
 
 
-def serve(  # noqa: D417 -- the arguments are the command's options
+def serve(
     *,
     data: Path,
     host: str | None,

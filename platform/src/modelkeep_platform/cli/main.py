@@ -140,5 +140,3 @@ def audit_verify(data: Path) -> None:
     """Recompute the whole tree from the stored entries and compare it with the newest checkpoint."""
     size, note = administration.verify_log(data)
     click.echo(f"All {size} entries are those that the newest checkpoint commits to:\n\n{note}")
-
-

@@ -36,7 +36,7 @@ async def read_body(request: Request, limit_bytes: int) -> bytes:
                     raise _too_large(limit_bytes)
                 chunks.append(chunk)
     except TimeoutError as exc:
-        raise DeadlineError("the body did not arrive in time; send it faster or in smaller parts") from exc
+        raise DeadlineError("the body did not arrive in time; send smaller parts", code="body_timeout") from exc
     except ClientDisconnect as exc:
         raise MalformedError("the connection closed before the body was whole") from exc
     return b"".join(chunks)

@@ -20,7 +20,7 @@ from modelkeep_platform.privacy.renyi import improved_epsilon, rdp
 Accountant: TypeAlias = Literal["filter", "rdp", "prv"]
 
 
-def epsilon(  # noqa: PLR0913 -- the parameters of the mechanism
+def epsilon(
     *,
     noise_multiplier: float,
     sample_rate: float,

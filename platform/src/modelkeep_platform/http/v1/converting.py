@@ -18,5 +18,3 @@ def show(value: object, wire: type[Wire]) -> Wire:
 def show_page(page: Page[object], wire: type[Wire]) -> ListOf[Wire]:
     """Copy a page, item by item."""
     return ListOf(items=[show(item, wire) for item in page.items], next_cursor=page.next_cursor)
-
-

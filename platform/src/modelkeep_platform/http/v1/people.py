@@ -214,9 +214,7 @@ def _account_endpoints(accounts: ServiceAccountService) -> list[Endpoint]:
             method="POST",
             path="/v1/service-accounts/{id}/rotate",
             guard=Action.SERVICE_ACCOUNT_ROTATE,
-            handler=lambda call: show(
-                accounts.rotate(call.tenant_caller, call.path["id"]), wire.ServiceAccountSecret
-            ),
+            handler=lambda call: show(accounts.rotate(call.tenant_caller, call.path["id"]), wire.ServiceAccountSecret),
             summary="Replace the secret; the old one and its tokens end at once",
             returns=wire.ServiceAccountSecret,
             replayable=False,

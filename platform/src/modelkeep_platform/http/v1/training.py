@@ -130,9 +130,7 @@ def _job_endpoints(training: TrainingService) -> list[Endpoint]:
             method="GET",
             path="/v1/jobs/{id}/logs",
             guard=Action.JOB_READ,
-            handler=lambda call: show_page(
-                training.logs(call.tenant_caller, call.path["id"], call.page), wire.JobLine
-            ),
+            handler=lambda call: show_page(training.logs(call.tenant_caller, call.path["id"], call.page), wire.JobLine),
             summary="Read a job's log; it holds no data",
             returns=wire.ListOf[wire.JobLine],
             query=("limit", "cursor"),

@@ -1,0 +1,1 @@
+"""Who is calling: token verification, the embedded issuer, membership and roles."""

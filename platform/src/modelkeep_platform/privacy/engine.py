@@ -1,0 +1,185 @@
+"""The private training step: per-sample gradients, clipped, summed, noised once. Worker only: imports torch.
+
+For each micro-batch one forward and one backward pass keep each layer's inputs and output gradients; Opacus' rules
+turn them into per-sample gradients, every record's whole gradient is scaled to norm at most C, and the sums add up
+over micro-batches. Then N(0, σ²C²) is added once and the result divided by the public q · N_public.
+
+What it guarantees
+- One record changes the sum by at most C: a record whose loss or gradient is not finite contributes zero.
+- An empty batch is a noise-only step, and counts. Micro-batches change memory, never the result's distribution.
+- Nothing about the realised batch leaves: the report says how many steps ran and no more.
+
+Hooks sit on the outputs of layers rather than on modules (as in Opacus' GradSampleModule): a layer used twice keeps
+each input with its own gradient, no gradients of weights are computed only to be thrown away, and nothing warns.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, TypeAlias
+
+import torch
+from torch import nn
+
+from modelkeep_platform.core.errors import UnprocessableError
+from modelkeep_platform.privacy.engine_batch import check_separate
+from modelkeep_platform.privacy.engine_layers import Rule, private_layers, rules
+from modelkeep_platform.privacy.noise import GaussianNoise
+from modelkeep_platform.privacy.plan import MechanismPlan
+
+Inputs: TypeAlias = torch.Tensor | Mapping[str, torch.Tensor]
+Loss: TypeAlias = Callable[[Any, torch.Tensor], torch.Tensor]
+"""(what the module returned, targets) -> one loss for each record, shape [B]."""
+
+_ROUNDING: Final = 1.0 - 2.0**-16  # float32 norms of large layers may be short by some 1e-6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepReport:
+    """What a step may tell: how many noisy steps have run so far. Batch sizes and losses are private."""
+
+    ran_steps: int
+
+
+class PrivateGradient:
+    """Computes the noisy gradient of each step and puts it on the parameters' `.grad`.
+
+    Args:
+        module: the model; only layers of `engine_layers.LAYERS` may have parameters.
+        loss_fn: gives one loss for each record; no reduction.
+        plan: what is charged.
+        noise: drawn once a step; its σ and C must be the plan's.
+
+    Raises:
+        UnprocessableError: code ``layer_not_private``, naming the layer and the alternative.
+        ValueError: `noise` is not the plan's.
+    """
+
+    def __init__(self, *, module: nn.Module, loss_fn: Loss, plan: MechanismPlan, noise: GaussianNoise) -> None:
+        if (noise.noise_multiplier, noise.clip_norm) != (plan.noise_multiplier, plan.clip_norm):
+            message = "the noise was not made for this plan"
+            raise ValueError(message)
+        self._module = module
+        self._loss = loss_fn
+        self._plan = plan
+        self._noise = noise
+        layers = list(private_layers(module))
+        known = rules() if layers else {}
+        self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self._samples: dict[nn.Parameter, torch.Tensor] = {}
+        self._records = 0
+        self._checked: set[tuple[Any, ...]] = set()
+        for name, layer in layers:
+            layer.register_forward_hook(partial(self._keep, name, known[type(layer)]))
+
+    def compute(self, batches: Iterable[tuple[Inputs, torch.Tensor]]) -> StepReport:
+        """Run one step over the micro-batches of one Poisson sample and set `.grad`.
+
+        Args:
+            batches: pairs of inputs (a tensor, or tensors by the module's argument names) and targets, first
+                dimension B of any size; none at all for an empty sample.
+
+        Returns:
+            How many steps ran.
+
+        Raises:
+            UnprocessableError: code ``batch_coupled``: an operation of the model mixes records.
+        """
+        sums = [torch.zeros_like(parameter, requires_grad=False) for parameter in self._parameters]
+        for parameter in self._parameters:
+            parameter.requires_grad_(requires_grad=False)
+        try:
+            for inputs, targets in batches:
+                if len(targets):
+                    self._add(inputs, targets, sums)
+        finally:
+            self._samples.clear()
+            self._records = 0
+            for parameter in self._parameters:
+                parameter.requires_grad_(requires_grad=True)
+        self._set_gradients(sums)
+        return StepReport(ran_steps=self._noise.ran_steps)
+
+    def _add(self, inputs: Inputs, targets: torch.Tensor, sums: list[torch.Tensor]) -> None:
+        self._check_separate(inputs)
+        self._samples.clear()
+        self._records = len(targets)
+        with torch.enable_grad():
+            outputs = self._module(**inputs) if isinstance(inputs, Mapping) else self._module(inputs)
+            losses = self._loss(outputs, targets)
+            if losses.shape != (self._records,):
+                message = "the loss must give one number for each record"
+                raise ValueError(message)
+            if losses.requires_grad:
+                losses.sum().backward()  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            self._accumulate(losses.detach(), sums)
+
+    def _accumulate(self, losses: torch.Tensor, sums: list[torch.Tensor]) -> None:
+        found = [
+            (total, self._samples[parameter].flatten(1))
+            for parameter, total in zip(self._parameters, sums, strict=True)
+            if parameter in self._samples
+        ]
+        if not found:
+            return
+        norms = torch.stack([torch.linalg.vector_norm(samples, dim=1) for _, samples in found]).double()
+        norms = torch.linalg.vector_norm(norms, dim=0)
+        # INVARIANT: what is not finite contributes zero; a norm that overflows is not finite.
+        bad = ~(torch.isfinite(norms) & torch.isfinite(losses))
+        factors = (self._plan.clip_norm * _ROUNDING / norms).clamp(max=1.0)
+        factors[bad] = 0.0
+        any_bad = bool(bad.any())
+        for total, samples in found:
+            if any_bad:
+                samples[bad] = 0.0
+            total += (factors.to(samples.dtype) @ samples).view_as(total)
+
+    def _set_gradients(self, sums: list[torch.Tensor]) -> None:
+        count = sum(total.numel() for total in sums)
+        noise = torch.from_numpy(self._noise.step(count))
+        begin = 0
+        for parameter, total in zip(self._parameters, sums, strict=True):
+            end = begin + total.numel()
+            noisy = noise[begin:end].view(total.shape).to(total.device)
+            noisy += total
+            noisy /= self._plan.denominator
+            parameter.grad = noisy.to(total.dtype)
+            begin = end
+
+    def _keep(self, name: str, rule: Rule, layer: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> Any:  # noqa: ANN401 -- a torch hook
+        if not self._records:
+            return None  # not within a step: the module is used for something else
+        if len(inputs) != 1:
+            message = "layers of a private module are called with one positional tensor"
+            raise ValueError(message)
+        if not output.requires_grad:
+            # Its inputs and (frozen) parameters need no gradient; its output must.
+            output = output + torch.zeros((), dtype=output.dtype, device=output.device, requires_grad=True)
+        output.register_hook(partial(self._collect, name, rule, layer, inputs[0].detach()))
+        return output
+
+    def _collect(self, name: str, rule: Rule, layer: nn.Module, inputs: torch.Tensor, gradients: torch.Tensor) -> None:
+        for parameter in layer.parameters(recurse=False):
+            parameter.requires_grad_(requires_grad=True)
+        try:
+            found = rule(layer, [inputs], gradients.detach())
+        finally:
+            for parameter in layer.parameters(recurse=False):
+                parameter.requires_grad_(requires_grad=False)
+        for parameter, samples in found.items():
+            if samples.shape != (self._records, *parameter.shape):
+                message = (
+                    f"layer `{name[:80]}` does not get one row for each record; "
+                    "keep the batch in the first dimension of its input"
+                )
+                raise UnprocessableError(message, code="batch_coupled", details={"node": name[:80]})
+            earlier = self._samples.get(parameter)
+            self._samples[parameter] = samples if earlier is None else earlier + samples
+
+    def _check_separate(self, inputs: Inputs) -> None:
+        tensors = inputs if isinstance(inputs, Mapping) else {"": inputs}
+        shape = tuple((name, tensor.dtype, tuple(tensor.shape[1:])) for name, tensor in tensors.items())
+        if shape not in self._checked:
+            check_separate(self._module, inputs)
+            self._checked.add(shape)

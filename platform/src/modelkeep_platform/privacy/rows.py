@@ -1,0 +1,71 @@
+"""Rows of the ledger's tables, to and from values; vectors of whole numbers and their sums."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from modelkeep_platform.core.ids import ObjectId
+from modelkeep_platform.privacy.budgets import ChargeView, Reservation, ReservationState
+from modelkeep_platform.privacy.grid import MICRO, UNITS, Vector
+from modelkeep_platform.privacy.plan import MechanismPlan
+
+_MICRO_UNITS: Final = UNITS // MICRO
+
+
+def dump_vector(vector: Vector) -> str:
+    """Write a vector for its column."""
+    return json.dumps(vector)
+
+
+def load_vector(text: str) -> Vector:
+    """Read what `dump_vector` wrote."""
+    return tuple(int(unit) for unit in json.loads(text))
+
+
+def dump_plan(plan: MechanismPlan) -> str:
+    """Write a plan for its column; floats keep every bit."""
+    return json.dumps(dataclasses.asdict(plan))
+
+
+def plus(left: Vector, right: Vector) -> Vector:
+    """Add order by order."""
+    return tuple(a + b for a, b in zip(left, right, strict=True))
+
+
+def times(vector: Vector, count: int) -> Vector:
+    """Multiply each order by `count`."""
+    return tuple(unit * count for unit in vector)
+
+
+def shown(units: int) -> float:
+    """Return units as an epsilon, rounded up to a millionth."""
+    return -(-units // _MICRO_UNITS) / MICRO
+
+
+def reservation_of_row(row: Mapping[Any, Any]) -> Reservation:
+    """Read a row of `privacy_reservations`."""
+    return Reservation(
+        id=ObjectId(row["reservation_id"]),
+        dataset_id=ObjectId(row["dataset_id"]),
+        job_id=ObjectId(row["job_id"]),
+        plan=MechanismPlan(**json.loads(row["plan"])),
+        steps=row["steps"],
+        charged_steps=row["charged_steps"],
+        state=ReservationState(row["state"]),
+        fence=row["fence"],
+    )
+
+
+def charge_view(row: Mapping[Any, Any]) -> ChargeView:
+    """Show a row of `privacy_reservations` as a line of the budget."""
+    found = reservation_of_row(row)
+    return ChargeView(
+        job_id=found.job_id,
+        noise_multiplier=found.plan.noise_multiplier,
+        sample_rate=found.plan.sample_rate,
+        steps=found.charged_steps,
+        reserved_steps=found.steps - found.charged_steps if found.state is ReservationState.OPEN else 0,
+        state=found.state,
+        at=row["updated_at"],
+    )

@@ -1,0 +1,1 @@
+"""The lifecycle of tenants: creation, enrolment, suspension; combines identity, keys, access and audit."""
