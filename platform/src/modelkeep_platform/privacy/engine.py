@@ -87,7 +87,7 @@ class PrivateGradient:
         """
         sums = [torch.zeros_like(parameter, requires_grad=False) for parameter in self._parameters]
         for parameter in self._parameters:
-            parameter.requires_grad_(requires_grad=False)
+            parameter.requires_grad = False
         try:
             for inputs, targets in batches:
                 if len(targets):
@@ -96,7 +96,7 @@ class PrivateGradient:
             self._samples.clear()
             self._records = 0
             for parameter in self._parameters:
-                parameter.requires_grad_(requires_grad=True)
+                parameter.requires_grad = True
         self._set_gradients(sums)
         return StepReport(ran_steps=self._noise.ran_steps)
 
@@ -133,7 +133,7 @@ class PrivateGradient:
         for total, samples in found:
             if any_bad:
                 samples[bad] = 0.0
-            total += (factors.to(samples.dtype) @ samples).view_as(total)
+            total.add_((factors.to(samples.dtype) @ samples).view_as(total))
 
     def _set_gradients(self, sums: list[torch.Tensor]) -> None:
         count = sum(total.numel() for total in sums)
@@ -156,17 +156,19 @@ class PrivateGradient:
         if not output.requires_grad:
             # Its inputs and (frozen) parameters need no gradient; its output must.
             output = output + torch.zeros((), dtype=output.dtype, device=output.device, requires_grad=True)
-        output.register_hook(partial(self._collect, name, rule, layer, inputs[0].detach()))
+        output.register_hook(  # type: ignore[no-untyped-call]
+            partial(self._collect, name, rule, layer, inputs[0].detach())
+        )
         return output
 
     def _collect(self, name: str, rule: Rule, layer: nn.Module, inputs: torch.Tensor, gradients: torch.Tensor) -> None:
         for parameter in layer.parameters(recurse=False):
-            parameter.requires_grad_(requires_grad=True)
+            parameter.requires_grad = True
         try:
             found = rule(layer, [inputs], gradients.detach())
         finally:
             for parameter in layer.parameters(recurse=False):
-                parameter.requires_grad_(requires_grad=False)
+                parameter.requires_grad = False
         for parameter, samples in found.items():
             if samples.shape != (self._records, *parameter.shape):
                 message = (

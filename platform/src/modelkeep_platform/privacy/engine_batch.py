@@ -12,9 +12,8 @@ on values) with a batch of p records, p a prime that divides no other dimension,
 - every operation is on a list; what is not on it is refused.
 """
 
-import copy
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final, TypeAlias
 
 import torch
 from torch import nn
@@ -24,41 +23,38 @@ from modelkeep_platform.core.errors import UnprocessableError
 
 _PRIMES: Final = (1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049, 1051, 1061)
 
-_ELEMENTWISE: Final = frozenset(
-    """
-    abs add addcdiv addcmul bernoulli_ bitwise_and bitwise_not bitwise_or ceil celu clamp clamp_max clamp_min clone
-    copy_ cos detach div div_ elu eq erf exp expm1 fill_ floor floor_divide fmod ge gelu gt hardsigmoid hardswish
-    hardtanh isfinite isinf isnan le leaky_relu leaky_relu_ lift_fresh log log1p log2 log_sigmoid_forward logical_and
-    logical_not logical_or lt masked_fill maximum minimum mish mul mul_ native_dropout ne neg ones_like pow
-    reciprocal relu relu_ remainder round rsqrt rsub scalar_tensor selu sigmoid sign silu sin softplus sqrt square
-    sub tan tanh to_copy _to_copy where zero_ zeros_like full_like empty_like add_ sub_ tanh_ sigmoid_ threshold
-    alias _conj
-    """.split()
-)
-"""Each value of the result comes from the values at the same place (of broadcast operands)."""
+_Bound: TypeAlias = Mapping[str, Any]
+"""An operation's arguments by the names of its schema."""
 
-_RESHAPES: Final = frozenset("view _unsafe_view _reshape_alias unsqueeze squeeze expand permute transpose t".split())
-"""Row-major or by dimension; whether the batch stayed in front shows in the shape."""
 
-_WINDOWS: Final = frozenset(
-    """
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Each value of the result comes from the values at the same place of (broadcast) operands; in-place forms too.
+_ELEMENTWISE: Final = _names("""
+    abs add addcdiv addcmul alias bernoulli bitwise_and bitwise_not bitwise_or ceil celu clamp clamp_max clamp_min
+    clone copy cos detach div elu empty_like eq erf exp expm1 fill floor floor_divide fmod full_like ge gelu gt
+    hardsigmoid hardswish hardtanh isfinite isinf isnan le leaky_relu lift_fresh log log1p log2
+    log_sigmoid_forward logical_and logical_not logical_or lt masked_fill maximum minimum mish mul native_dropout ne
+    neg ones_like pow reciprocal relu remainder round rsqrt rsub selu sigmoid sign silu sin softplus sqrt square sub
+    tan tanh threshold _to_copy where zero zeros_like
+""")
+# Row-major, or by dimension: whether the batch stayed in front shows in the shape. `bmm` pairs equal places of it.
+_RESHAPES: Final = _names("view _unsafe_view _reshape_alias unsqueeze squeeze expand permute transpose t bmm baddbmm")
+# Look along trailing dimensions; a change of the batch's length shows in the shape.
+_WINDOWS: Final = _names("""
     convolution max_pool2d_with_indices avg_pool1d avg_pool2d adaptive_avg_pool2d _adaptive_avg_pool2d
     adaptive_max_pool2d constant_pad_nd upsample_nearest1d upsample_nearest2d upsample_bilinear2d
-    """.split()
-)
-"""Look along trailing dimensions; a change of the batch's length shows in the shape."""
-
-_ALONG: Final = frozenset(
-    """
-    sum mean amax amin max min var std prod argmax argmin norm linalg_vector_norm logsumexp any all _softmax
+""")
+# Work along the dimensions they name, which must not be the batch's.
+_ALONG: Final = _names("""
+    sum mean amax amin max min var var_mean std prod argmax argmin norm linalg_vector_norm logsumexp any all _softmax
     _log_softmax cumsum cumprod flip roll sort topk select slice split split_with_sizes unbind cat stack gather
-    index_select glu var_mean
-    """.split()
-)
-"""Work along the dimensions they name; these must not be the batch's."""
-
-_CREATE: Final = frozenset("expand zeros ones full new_zeros new_ones new_full zeros_like ones_like full_like".split())
-"""May make a batch out of nothing: the same constant for every record."""
+    index_select glu
+""")
+# May make a batch out of nothing: the same constant for every record.
+_CREATE: Final = _names("expand zeros ones full new_zeros new_ones new_full zeros_like ones_like full_like")
 
 
 def check_separate(module: nn.Module, inputs: torch.Tensor | Mapping[str, torch.Tensor]) -> None:
@@ -73,18 +69,19 @@ def check_separate(module: nn.Module, inputs: torch.Tensor | Mapping[str, torch.
     """
     tensors = list(inputs.values()) if isinstance(inputs, Mapping) else [inputs]
     prime = _prime(module, tensors)
-    meta = copy.deepcopy(module).to("meta")
-    for part in meta.modules():
-        part._forward_hooks.clear()  # noqa: SLF001 -- the copy carries the engine's hooks, and torch has no call for it
+    state = {
+        name: torch.empty_like(tensor, device="meta")
+        for name, tensor in (*module.named_parameters(), *module.named_buffers())
+    }
 
     def probe(tensor: torch.Tensor) -> torch.Tensor:
         return torch.empty((prime, *tensor.shape[1:]), dtype=tensor.dtype, device="meta")
 
     with torch.no_grad():
-        arguments: Any = {name: probe(tensor) for name, tensor in inputs.items()} if isinstance(inputs, Mapping) else {}
-        positional = [] if isinstance(inputs, Mapping) else [probe(inputs)]
+        named = {name: probe(tensor) for name, tensor in inputs.items()} if isinstance(inputs, Mapping) else {}
+        positional = () if isinstance(inputs, Mapping) else (probe(inputs),)
         with _Follow(prime):
-            outputs = meta(*positional, **arguments)
+            outputs = torch.func.functional_call(module, state, positional, named)
     for tensor in _tensors(outputs):
         if not _carries(tensor, prime) or tensor.shape[0] != prime:
             raise _coupled("output", "its first dimension is not the batch")
@@ -94,22 +91,24 @@ class _Follow(TorchDispatchMode):
     """Follows the batch through every operation that is really run."""
 
     def __init__(self, prime: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._prime = prime
 
     def __torch_dispatch__(
         self,
-        func: Any,
-        types: Any,
+        func: Any,  # noqa: ANN401 -- a torch operation
+        types: object,
         args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,  # noqa: ANN401
-    ) -> Any:  # noqa: ANN401 -- torch's own types
+        kwargs: dict[str, Any] | None = None,
+    ) -> object:
         kwargs = kwargs or {}
-        name = func.overloadpacket.__name__
-        batched = [t for t in _tensors((args, kwargs)) if self._is_batch(name, t)]
+        name: str = func.overloadpacket.__name__
+        batched = sum(self._is_batch(name, tensor) for tensor in _tensors((args, kwargs))) > 0
         if batched:
-            self._check(name, args, kwargs)
-        result = func(*args, **kwargs)
+            reason = _objection(name, _bind(func, args, kwargs), self._prime)
+            if reason is not None:
+                raise _coupled(name, reason)
+        result: object = func(*args, **kwargs)
         for tensor in _tensors(result):
             carries = self._is_batch(name, tensor)
             if batched and not carries:
@@ -123,45 +122,57 @@ class _Follow(TorchDispatchMode):
             raise _coupled(name, "it moves the batch out of the first dimension")
         return _carries(tensor, self._prime)
 
-    def _check(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if name in _ELEMENTWISE or name in _RESHAPES or name in _WINDOWS:
-            return
-        if name in _ALONG:
-            self._check_along(name, args, kwargs)
-        elif name in ("mm", "addmm", "mv"):
-            # The batch is on the left: on the right it would be summed over.
-            right = args[2] if name == "addmm" else args[1]
-            if _carries(right, self._prime) or (name == "addmm" and _carries(args[0], self._prime)):
-                raise _coupled(name, "it multiplies the batch with itself")
-        elif name in ("bmm", "baddbmm"):
-            return
-        elif name == "embedding":
-            if _carries(args[0], self._prime):
-                raise _coupled(name, "it looks records up in the batch")
-        elif name == "native_layer_norm":
-            if len(args[1]) >= args[0].dim():
-                raise _coupled(name, "it normalises over the batch")
-        elif name == "native_group_norm":
-            if args[3] != args[0].shape[0]:
-                raise _coupled(name, "it normalises over the batch")
-        else:
-            raise _coupled(name, "it is not known to treat records separately")
 
-    def _check_along(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        tensors = list(_tensors(args[0]))
-        rank = max(tensor.dim() for tensor in tensors) + (1 if name == "stack" else 0)
-        named = kwargs.get(
-            "dim",
-            kwargs.get("dims", args[_DIM_AT.get(name, 1)] if len(args) > _DIM_AT.get(name, 1) else _DEFAULT.get(name)),
-        )
-        dims = named if isinstance(named, Iterable) else [named]
-        for dim in dims:
-            if not isinstance(dim, int) or dim % rank == 0:
-                raise _coupled(name, "it works along the batch")
+def _objection(name: str, bound: _Bound, prime: int) -> str | None:
+    # Why this operation, on at least one tensor that carries the batch, might mix records; None when it cannot.
+    plain = name.removesuffix("_")
+    if plain in _ELEMENTWISE or name in _RESHAPES or name in _WINDOWS:
+        return None
+    if name in _ALONG:
+        return _along(name, bound)
+    known = _SPECIAL.get(name)
+    if known is None:
+        return "it is not known to treat records separately"
+    allowed, reason = known
+    return None if allowed(bound, prime) else reason
 
 
-_DIM_AT: Final = {"roll": 2, "norm": 2, "linalg_vector_norm": 2, "split": 2, "split_with_sizes": 2, "topk": 2}
-_DEFAULT: Final = {"sort": -1, "topk": -1, "glu": -1, "select": 0, "slice": 0, "split": 0, "split_with_sizes": 0}
+def _along(name: str, bound: _Bound) -> str | None:
+    operands = list(_tensors(bound.get("tensors", bound.get("self"))))
+    rank = max(tensor.dim() for tensor in operands) + (1 if name == "stack" else 0)
+    named = bound.get("dim", bound.get("dims"))
+    dims = named if isinstance(named, list | tuple) and named else [named]
+    if any(not isinstance(dim, int) or dim % rank == 0 for dim in dims):
+        return "it works along the batch"
+    return None
+
+
+def _unbatched(*operands: str) -> Callable[[_Bound, int], bool]:
+    return lambda bound, prime: not any(_carries(bound[operand], prime) for operand in operands)
+
+
+_SPECIAL: Final[Mapping[str, tuple[Callable[[_Bound, int], bool], str]]] = {
+    # On the right of a product, the batch would be summed over.
+    "mm": (_unbatched("mat2"), "it multiplies the batch with itself"),
+    "addmm": (_unbatched("self", "mat2"), "it multiplies the batch with itself"),
+    "mv": (_unbatched("vec"), "it multiplies the batch with itself"),
+    "embedding": (_unbatched("weight"), "it looks records up in the batch"),
+    "native_layer_norm": (
+        lambda bound, _prime: len(bound["normalized_shape"]) < bound["input"].dim(),
+        "it normalises over the batch",
+    ),
+    "native_group_norm": (
+        lambda bound, _prime: bound["N"] == bound["input"].shape[0],
+        "it normalises over the batch",
+    ),
+}
+
+
+def _bind(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Bound:  # noqa: ANN401 -- a torch operation
+    return {
+        argument.name: args[place] if place < len(args) else kwargs.get(argument.name, argument.default_value)
+        for place, argument in enumerate(func._schema.arguments)  # noqa: SLF001 -- torch's way to ask for it
+    }
 
 
 def _prime(module: nn.Module, inputs: Iterable[torch.Tensor]) -> int:

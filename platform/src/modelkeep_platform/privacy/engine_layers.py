@@ -73,7 +73,7 @@ def _unsupported_setting(layer: nn.Module) -> str | None:
         return "use `padding_mode` zeros"
     if isinstance(layer, nn.Embedding) and (layer.max_norm is not None or layer.scale_grad_by_freq or layer.sparse):
         return "leave out `max_norm`, `scale_grad_by_freq` and `sparse`"
-    if isinstance(layer, nn.LayerNorm) and layer.bias is None:
+    if isinstance(layer, nn.LayerNorm) and getattr(layer, "bias", None) is None:
         return "keep its `bias`"
     return None
 

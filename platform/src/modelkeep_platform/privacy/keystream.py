@@ -47,7 +47,7 @@ class Keystream:
             raise RuntimeError(message)
         size = count * _WORD_BYTES
         out = np.empty(count + _BLOCK_BYTES // _WORD_BYTES, dtype=np.uint64)
-        self._encryptor.update_into(bytes(size), memoryview(out).cast("B"))
+        self._encryptor.update_into(bytes(size), out.view(np.uint8).data)
         return out[:count]
 
     def __reduce__(self) -> NoReturn:
