@@ -1,0 +1,1 @@
+"""A durable queue with leases and fencing numbers; knows not what the work is."""

@@ -1,0 +1,1 @@
+"""Models: code-free graphs, immutable versions and aliases."""
