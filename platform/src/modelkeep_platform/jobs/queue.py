@@ -1,8 +1,8 @@
 """The queue: enqueue in the caller's transaction, claim by one conditional UPDATE, finish only under the lease.
 
-Each claim raises the job's fencing number. Whoever lost its lease carries an old number, and nothing it does to the
-job takes effect: a zombie cannot finish, report or log. A job whose lease ran out is not run again here; it is handed to
-`lapsed`, so that whoever knows the work can fence off the worker first.
+Each claim raises the job's fencing number. Whoever lost its lease carries an old number, and nothing it does to
+the job takes effect: a zombie cannot finish, report or log. A job whose lease ran out is not run again here; it is
+handed to `lapsed`, so that whoever knows the work can fence off the worker first.
 """
 
 import builtins
@@ -135,15 +135,12 @@ class JobQueue:
 
     def claim(self, tx: PlatformTransaction, holder: str, *, lease_s: int) -> Lease | None:
         """Take the oldest queued job of the tenant that has fewest running; None when there is none."""
-        running = dict(
-            tx.execute(
-                sa.select(jobs.c.tenant_id, sa.func.count())
-                .where(jobs.c.state == JobState.RUNNING)
-                .group_by(jobs.c.tenant_id)
-            )
-            .tuples()
-            .all()
+        counted = tx.all(
+            sa.select(jobs.c.tenant_id, sa.func.count().label("n"))
+            .where(jobs.c.state == JobState.RUNNING)
+            .group_by(jobs.c.tenant_id)
         )
+        running = {row["tenant_id"]: row["n"] for row in counted}
         queued = tx.all(sa.select(jobs).where(jobs.c.state == JobState.QUEUED).order_by(jobs.c.created_at, jobs.c.id))
         for row in sorted(queued, key=lambda one: running.get(one["tenant_id"], 0)):
             now = self._clock.now_s()

@@ -25,7 +25,7 @@ MAX_PARAMETER_BYTES: Final = 16 * GIB
 _MAX_RANK: Final = 8
 _MAX_LIST: Final = 65_536
 _MAX_DIMENSION: Final = 1 << 24
-_ID: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,127}\Z")
+_ID: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]{0,127}\Z")
 
 
 class InvalidGraphError(UnprocessableError):
@@ -225,7 +225,7 @@ def _check_relations(name: str, attrs: Mapping[str, Any], inputs: int, node_id: 
 def _params(value: object, op: str, attrs: Mapping[str, Any], node_id: str) -> dict[str, str]:
     wanted = set(OPS[op].parameters(attrs)) if op in PARAMETRISED else set()
     params = _object(value, f"the params of `{node_id}`", wanted)
-    return {role: _identifier(name, f"a parameter of `{node_id}`", dots=True) for role, name in params.items()}
+    return {role: _identifier(name, f"a parameter of `{node_id}`") for role, name in params.items()}
 
 
 def _attrs(value: object, specs: Mapping[str, Attr], node_id: str) -> dict[str, Any]:
@@ -284,10 +284,8 @@ def _output(value: object, known: set[str]) -> Output:
     return Output(name=tensor.name, dtype=tensor.dtype, shape=tensor.shape, node=fields["node"])
 
 
-def _identifier(value: object, what: str, *, dots: bool = True) -> str:
-    if not isinstance(value, str) or not _ID.match(
-        value.lstrip("0123456789") if dots and value[:1].isdigit() else value
-    ):
+def _identifier(value: object, what: str) -> str:
+    if not isinstance(value, str) or not _ID.match(value):
         raise InvalidGraphError(f"{what} is 1 to 128 letters, digits, dots and underscores")
     return value
 
