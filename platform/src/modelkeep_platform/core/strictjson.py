@@ -14,6 +14,7 @@ from modelkeep_platform.core.errors import MalformedError, TooLargeError
 from modelkeep_platform.core.limits import MAX_JSON_BYTES, MAX_JSON_DEPTH
 
 _STRUCTURE: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+_NAMES: Final = re.compile(r'(?P<name>"(?:[^"\\]|\\.)*")(?=\s*:)|"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
 _MAX_INT_DIGITS: Final = 400
 
 
@@ -54,6 +55,40 @@ def loads(data: bytes, *, max_bytes: int = MAX_JSON_BYTES, max_depth: int = MAX_
     if "\\u" in text:
         _refuse_surrogates(value)
     return value
+
+
+def check_structure(data: bytes, *, max_depth: int) -> None:
+    """Check depth and duplicate names without building values; for large bodies that a typed decoder reads next.
+
+    Args:
+        data: UTF-8 JSON.
+        max_depth: how many arrays and objects may enclose a value.
+
+    Raises:
+        MalformedError: too deep, a name twice in one object, or not UTF-8.
+    """
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as exc:
+        raise _malformed("the text is not UTF-8", exc.start) from exc
+    open_names: list[set[str] | None] = []
+    for match in _NAMES.finditer(text):
+        mark = match.group()
+        if mark[0] in "[{":
+            if len(open_names) >= max_depth:
+                raise _malformed(f"the JSON text nests deeper than {max_depth}", match.start())
+            open_names.append(set() if mark == "{" else None)
+        elif mark[0] in "]}":
+            if open_names:
+                open_names.pop()
+        elif match["name"] is not None and open_names and open_names[-1] is not None:
+            _once(json.loads(match["name"]), open_names[-1], match.start())
+
+
+def _once(name: str, seen: set[str], offset: int) -> None:
+    if name in seen:
+        raise _malformed(f"the name `{name[:80]}` occurs twice in one object", offset)
+    seen.add(name)
 
 
 def _check_depth(text: str, max_depth: int) -> None:

@@ -1,8 +1,8 @@
 """Admission of weights: the safetensors header, checked by our own rules before any library sees it.
 
 The file is ``u64 little-endian header length || JSON header || tensors``. Every tensor the graph wants is there with
-its dtype and shape, no other is, and the ranges cover the data without gap or overlap. Pickles and archives are refused by
-their first bytes, whatever they are called.
+its dtype and shape, no other is, and the ranges cover the data without gap or overlap. Pickles and archives are
+refused by their first bytes, whatever they are called.
 """
 
 import math

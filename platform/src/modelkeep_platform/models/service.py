@@ -289,7 +289,8 @@ class ModelService:
         if row is None:
             ref = missing(ref.owner, Kind.MODEL)
         own_name = name.rpartition("~")[2]
-        attributes = {"name": own_name, "alias": alias, "version": 0 if row is None else int(row["version"])}
+        number = 0 if row is None else int(row["version"])
+        attributes: dict[str, str | int | bool] = {"name": own_name, "alias": alias, "version": number}
         decision = self._authorizer.require(caller, action, ref, attributes)
         if row is None:
             raise RuntimeError("a missing object was allowed")
