@@ -1,0 +1,81 @@
+"""A worker for tests: does to itself what frames say. Started from its file: `python -I` finds no test modules."""
+
+import os
+import resource
+import socket
+import time
+from pathlib import Path
+
+from modelkeep_platform.workers.channel_sync import SyncChannel
+from modelkeep_platform.workers.child import READY, run
+from modelkeep_platform.workers.frames import Frame
+from modelkeep_platform.workers.limits import Limits
+
+
+def state() -> dict[str, object]:
+    status = dict(line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":\t" in line)
+    links = {entry.name: str(entry.readlink()) for entry in Path("/proc/self/fd").iterdir() if _is_open(entry.name)}
+    return {
+        "environment": dict(os.environ),
+        "cwd": str(Path.cwd()),
+        "descriptors": links,
+        "session": os.getsid(0) == os.getpid(),
+        "no_new_privs": status["NoNewPrivs"].strip(),
+        "limits": {
+            name: list(resource.getrlimit(getattr(resource, f"RLIMIT_{name}")))
+            for name in ("CORE", "FSIZE", "NOFILE", "DATA", "CPU")
+        },
+    }
+
+
+def _is_open(name: str) -> bool:
+    try:
+        os.fstat(int(name))
+    except OSError:
+        return False
+    return True
+
+
+def allocate() -> None:
+    bytearray(1 << 30)
+
+
+def write() -> None:
+    with Path("/tmp/modelkeep-probe").open("wb") as file:  # noqa: S108 -- refused by the limit under test
+        file.write(b"x")
+
+
+def open_many() -> None:
+    kept = [socket.socket() for _ in range(1000)]
+    raise AssertionError(len(kept))
+
+
+def main(channel: SyncChannel, limits: Limits) -> None:
+    channel.send(Frame(kind=READY, fields=state()))
+    while True:
+        frame = channel.receive()
+        match frame.kind:
+            case "echo":
+                channel.send(frame)
+            case "stop":
+                return
+            case "exit":
+                os._exit(7)
+            case "hang":
+                time.sleep(60)
+            case "close":
+                channel.close()
+                time.sleep(60)
+            case "fault":
+                raise ValueError("a row: 4711")
+            case kind:
+                try:
+                    {"allocate": allocate, "write": write, "open_many": open_many}[kind]()
+                    outcome = "done"
+                except (OSError, MemoryError) as exc:
+                    outcome = type(exc).__name__
+                channel.send(Frame(kind="outcome", fields={"outcome": outcome}))
+
+
+if __name__ == "__main__":
+    run(main)
