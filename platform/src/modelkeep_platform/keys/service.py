@@ -58,6 +58,10 @@ class KeyService:
         }
         _owned(tx, tenant).insert(wrapped_keks, **values)
 
+    def has_tenant_key(self, tx: TenantTransaction) -> bool:
+        """Return whether the owner of `tx` has a key-encryption key."""
+        return tx.first(tx.select(wrapped_keks)) is not None
+
     def create_key(self, tx: Transaction, owner: TenantId, object_id: ObjectId) -> None:
         """Make one object's data key, wrapped under the owner's newest key-encryption key.
 

@@ -21,9 +21,9 @@ from modelkeep_platform.core.refs import Kind, ResourceRef, collection, missing
 from modelkeep_platform.core.sealing import Purpose, Suite
 from modelkeep_platform.models import safetensors_check
 from modelkeep_platform.models.graph.format import Graph, parse
-from modelkeep_platform.models.names import TenantDirectory, resolve
 from modelkeep_platform.models.values import Model, ModelVersion, NewVersion, ServableVersion
 from modelkeep_platform.storage.database import Database
+from modelkeep_platform.storage.names import TenantDirectory, resolve
 from modelkeep_platform.storage.pages import Page, PageRequest, page_of
 from modelkeep_platform.storage.tables.models import model_aliases, model_versions, models
 from modelkeep_platform.storage.transactions import Row, System, TenantTransaction

@@ -14,7 +14,7 @@ from modelkeep_platform.core.ids import TenantId
 from modelkeep_platform.models.values import ServableVersion
 from modelkeep_platform.serving.tenant_worker import TenantWorker, Weights
 from modelkeep_platform.serving.tensors import Tensor, check_inputs
-from modelkeep_platform.workers.process import Limits
+from modelkeep_platform.workers.limits import Limits
 
 MAX_WORKERS: Final = 32
 IDLE_S: Final = 900.0

@@ -1,25 +1,27 @@
 """One tenant's worker process, as the event loop sees it: loads, batches, answers, and death.
 
-Requests wait in a queue while the worker computes; what has gathered by then goes as one batch (no timer: an idle worker
-answers at once). An answer that does not match the request it is for ends the worker.
+Requests wait in a queue while the worker computes; what has gathered by then goes as one batch (no timer: an idle
+worker answers at once). An answer that does not match the request it is for ends the worker.
 """
 
 import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from modelkeep_platform.core.errors import DeadlineError, PlatformError, UnavailableError, UnprocessableError
 from modelkeep_platform.models.values import ServableVersion
 from modelkeep_platform.serving.tensors import Tensor, batch_rows
-from modelkeep_platform.workers.frames import AsyncChannel, Frame, FrameError, WorkerGoneError
-from modelkeep_platform.workers.process import Limits, WorkerProcess
+from modelkeep_platform.workers.channel_async import AsyncChannel
+from modelkeep_platform.workers.errors import FrameError, WorkerDiedError
+from modelkeep_platform.workers.frames import Frame
+from modelkeep_platform.workers.limits import Limits
+from modelkeep_platform.workers.process import start
 
 MAX_BATCH_ROWS: Final = 4096
 MAX_BATCH: Final = 64
 MAX_QUEUED: Final = 1024
-_START_S: Final = 60.0
 _MODULE: Final = "modelkeep_platform.serving.worker"
 
 Weights = Callable[[ServableVersion], Iterator[bytes]]
@@ -45,11 +47,12 @@ class TenantWorker:
     def __init__(self, *, limits: Limits, weights: Weights, loaded_bytes: int) -> None:
         self._weights = weights
         self._loaded_bytes = loaded_bytes
+        self._start_s = limits.start_s
         self._loaded: OrderedDict[str, int] = OrderedDict()
         self._queue: deque[_Request] = deque()
         self._wake = asyncio.Event()
         self._next_id = 0
-        self._process = WorkerProcess(_MODULE, limits)
+        self._process = start(_MODULE, limits=limits)
         self._task = asyncio.get_running_loop().create_task(self._run())
         self.alive = True
         self.used_at = 0.0
@@ -90,8 +93,8 @@ class TenantWorker:
     async def _run(self) -> None:
         batch: list[_Request] = []
         try:
-            channel = await AsyncChannel.over(self._process.connection)
-            async with asyncio.timeout(_START_S):
+            channel = await AsyncChannel.open(self._process.connection)
+            async with asyncio.timeout(self._start_s):
                 await channel.receive()
             while True:
                 await self._wake.wait()
@@ -102,7 +105,7 @@ class TenantWorker:
                     batch = []
                 if not self._queue:
                     self._wake.clear()
-        except (WorkerGoneError, FrameError, TimeoutError) as exc:
+        except (WorkerDiedError, FrameError, TimeoutError) as exc:
             self.alive = False
             reason = self._process.kill()
             error = UnavailableError(f"the tenant's worker died ({reason}); try again", code="worker_died")
@@ -138,13 +141,13 @@ class TenantWorker:
             return
         while self._loaded and sum(self._loaded.values()) + servable.weights_bytes > self._loaded_bytes:
             old, _ = self._loaded.popitem(last=False)
-            await self._ask(channel, Frame("unload", {"key": old}))
-        await self._ask(channel, Frame("load", {"key": key, "first": True, "last": False}, servable.graph.to_json()))
+            await self._ask(channel, Frame(kind="unload", fields={"key": old}))
+        await self._ask(channel, _load_frame(key, "first", servable.graph.to_json()))
         chunks = await asyncio.to_thread(self._weights, servable)
         while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
-            await self._ask(channel, Frame("load", {"key": key, "first": False, "last": False}, chunk))
-        answer = await self._ask(channel, Frame("load", {"key": key, "first": False, "last": True}))
-        if answer.type != "loaded":
+            await self._ask(channel, _load_frame(key, "more", chunk))
+        answer = await self._ask(channel, _load_frame(key, "last", b""))
+        if answer.kind != "loaded":
             raise FrameError("a worker could not load an admitted model")
         self._loaded[key] = servable.weights_bytes
 
@@ -159,8 +162,9 @@ class TenantWorker:
             described.append((spec.dtype, shape, sum(len(tensor.data) for tensor in tensors)))
             buffers += [tensor.data for tensor in tensors]
         body = buffers[0] if len(buffers) == 1 else b"".join(buffers)
-        answer = await self._ask(channel, Frame("infer", {"key": _key(batch[0].servable), "inputs": described}, body))
-        if answer.type == "failed":
+        fields = {"key": _key(batch[0].servable), "inputs": described}
+        answer = await self._ask(channel, Frame(kind="infer", fields=fields, buffers=[body]))
+        if answer.kind == "failed":
             self._failed(channel, batch, str(answer.fields.get("code")))
             return
         self._split(batch, answer)
@@ -189,7 +193,7 @@ class TenantWorker:
             raise FrameError("a worker answered with other outputs")
         results: list[dict[str, Tensor]] = [{} for _ in batch]
         offset = 0
-        view = memoryview(answer.body)
+        view = memoryview(answer.buffers[0])
         for name, (dtype, shape, length) in zip(names, outputs, strict=True):
             data = view[offset : offset + length]
             offset += length
@@ -210,9 +214,9 @@ class TenantWorker:
 
     async def _ask(self, channel: AsyncChannel, frame: Frame) -> Frame:
         self._next_id += 1
-        await channel.send(Frame(frame.type, {**frame.fields, "id": self._next_id}, frame.body))
+        await channel.send(replace(frame, id=self._next_id))
         answer = await channel.receive()
-        if answer.fields.get("id") != self._next_id:
+        if answer.id != self._next_id:
             raise FrameError("a worker answered for another request")
         return answer
 
@@ -224,6 +228,10 @@ class TenantWorker:
     def _fail_all(self, error: BaseException) -> None:
         while self._queue:
             self._fail([self._queue.popleft()], error)
+
+
+def _load_frame(key: str, place: str, body: bytes) -> Frame:
+    return Frame(kind="load", fields={"key": key, "place": place}, buffers=[body])
 
 
 def _key(servable: ServableVersion) -> str:

@@ -1,65 +1,89 @@
 """The serving child: holds one tenant's models and answers inference frames. The only part of serving with torch."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from modelkeep_platform.workers import child
-from modelkeep_platform.workers.frames import Frame, SyncChannel
+from modelkeep_platform.workers.channel_sync import SyncChannel
+from modelkeep_platform.workers.child import READY, run
+from modelkeep_platform.workers.frames import Frame
+from modelkeep_platform.workers.limits import Limits
 
 
-def serve(channel: SyncChannel) -> None:
-    """Answer frames until the control process is gone."""
-    import numpy as np
-    import safetensors.torch
-    import torch
+class Models:
+    """The models this process has loaded."""
 
-    from modelkeep_platform.models.graph.format import parse
-    from modelkeep_platform.models.graph.torch_build import GraphModule, build
+    def __init__(self) -> None:
+        self._models: dict[str, Any] = {}
+        self._loading: dict[str, tuple[bytes, bytearray]] = {}
 
-    torch.set_grad_enabled(False)
-    models: dict[str, GraphModule] = {}
-    loading: dict[str, Any] = {}
+    def answer(self, frame: Frame) -> Frame:
+        """Return the answer to one frame."""
+        key = frame.fields["key"]
+        if frame.kind == "load":
+            return self._load(key, frame.fields["place"], frame.buffers[0], frame.id)
+        if frame.kind == "unload":
+            self._models.pop(key, None)
+            return Frame(kind="unloaded", id=frame.id)
+        return self._infer(key, frame)
 
-    def load(fields: Any, body: bytes) -> Frame:  # noqa: ANN401 -- MessagePack fields
-        if fields["last"]:
-            graph, buffer = loading.pop(fields["key"])
-            module = build(parse(graph))
-            module.load_named(safetensors.torch.load(bytes(buffer)))
-            models[fields["key"]] = module.eval()
-            return Frame("loaded", {"id": fields["id"]})
-        if fields["first"]:
-            loading[fields["key"]] = (bytes(body), bytearray())
+    def _load(self, key: str, place: str, data: Any, number: int) -> Frame:  # noqa: ANN401 -- a buffer
+        import safetensors.torch
+
+        from modelkeep_platform.models.graph.format import parse
+        from modelkeep_platform.models.graph.torch_build import build
+
+        if place == "first":
+            self._loading[key] = (bytes(data), bytearray())
+        elif place == "more":
+            self._loading[key][1].extend(data)
         else:
-            loading[fields["key"]][1].extend(body)
-        return Frame("more", {"id": fields["id"]})
+            graph, weights = self._loading.pop(key)
+            module = build(parse(graph))
+            module.load_named(safetensors.torch.load(bytes(weights)))
+            self._models[key] = module.eval()
+            return Frame(kind="loaded", id=number)
+        return Frame(kind="more", id=number)
 
-    def infer(fields: Any, body: bytes) -> Frame:  # noqa: ANN401
-        inputs, offset = [], 0
-        for dtype, shape, length in fields["inputs"]:
-            array = np.frombuffer(body, dtype=dtype, count=int(np.prod(shape, dtype=np.int64)), offset=offset)
+    def _infer(self, key: str, frame: Frame) -> Frame:
+        import numpy as np
+        import torch
+
+        inputs, offset, body = [], 0, bytearray(frame.buffers[0])
+        for dtype, shape, length in frame.fields["inputs"]:
+            array = np.frombuffer(body, dtype=dtype, count=length // np.dtype(dtype).itemsize, offset=offset)
             inputs.append(torch.from_numpy(array.reshape(shape)))
             offset += length
-        result = models[fields["key"]](*inputs)
-        arrays = [np.ascontiguousarray(value.numpy()) for value in (result if isinstance(result, tuple) else (result,))]
+        with torch.inference_mode():
+            result = self._models[key](*inputs)
+        results = result if isinstance(result, tuple) else (result,)
+        arrays = [np.ascontiguousarray(value.numpy()) for value in results]
         described = [(str(array.dtype), list(array.shape), array.nbytes) for array in arrays]
-        return Frame("answer", {"id": fields["id"], "outputs": described}, b"".join(a.tobytes() for a in arrays))
+        body_out = b"".join(array.tobytes() for array in arrays)
+        return Frame(kind="answer", id=frame.id, fields={"outputs": described}, buffers=[body_out])
 
-    channel.send(Frame("ready"))
+
+def serve(channel: SyncChannel, limits: Limits) -> None:
+    """Answer frames until the control process is gone."""
+    import torch
+
+    torch.set_num_threads(limits.threads)
+    models = Models()
+    channel.send(Frame(kind=READY))
     while True:
         frame = channel.receive()
-        try:
-            if frame.type == "load":
-                answer = load(frame.fields, bytes(frame.body))
-            elif frame.type == "unload":
-                models.pop(frame.fields["key"], None)
-                answer = Frame("loaded", {"id": frame.fields["id"]})
-            else:
-                answer = infer(frame.fields, bytearray(frame.body))  # type: ignore[arg-type]  # writable for torch
-        except MemoryError:
-            answer = Frame("failed", {"id": frame.fields["id"], "code": "out_of_memory"})
-        except Exception:  # noqa: BLE001 -- what went wrong inside a model is not shown: it could hold data
-            answer = Frame("failed", {"id": frame.fields["id"], "code": "inference_failed"})
-        channel.send(answer)
+        channel.send(_guarded(models, frame))
+
+
+def _guarded(models: Models, frame: Frame) -> Frame:
+    fields: Mapping[str, Any]
+    try:
+        return models.answer(frame)
+    except MemoryError:
+        fields = {"code": "out_of_memory"}
+    except Exception:  # noqa: BLE001 -- what went wrong inside a model is not shown: it could hold data
+        fields = {"code": "inference_failed"}
+    return Frame(kind="failed", id=frame.id, fields=fields)
 
 
 if __name__ == "__main__":
-    child.run(serve)
+    run(serve)

@@ -1,4 +1,4 @@
-"""Names to references: ``model`` in the caller's tenant, ``owner~model`` in another's."""
+"""Names to references: ``name`` in the caller's tenant, ``owner~name`` in another's; for every kind with names."""
 
 from typing import Protocol
 

@@ -1,0 +1,1 @@
+"""Datasets: declared, validated cell by cell, sealed, and given to training workers alone."""

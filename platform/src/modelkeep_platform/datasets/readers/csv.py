@@ -1,0 +1,93 @@
+"""CSV (RFC 4180, UTF-8, with a header that names exactly the declared columns, in any order)."""
+
+import codecs
+import csv
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modelkeep_platform.datasets.readers.errors import BadCellError
+from modelkeep_platform.datasets.spec import Column, DatasetSpec, InvalidDatasetError
+
+_MAX_FIELD: Final = 4096
+_MAX_LINE: Final = 16 * 1024 * 1024
+
+
+def read(
+    spec: DatasetSpec, chunks: Iterable[bytes]
+) -> tuple[NDArray[np.float32], NDArray[np.int64] | NDArray[np.float32] | None]:
+    """Return features and targets; see `readers.read`."""
+    columns = spec.schema.columns or []
+    csv.field_size_limit(_MAX_FIELD)
+    reader = csv.reader(_lines(chunks), strict=True)
+    rows: list[list[float]] = []
+    try:
+        header = next(reader, [])
+        if sorted(header) != sorted(column.name for column in columns):
+            raise InvalidDatasetError("the header of the CSV names other columns than the schema")
+        parsers = [_parser(next(column for column in columns if column.name == name)) for name in header]
+        for number, cells in enumerate(reader, start=1):
+            if len(cells) != len(header):
+                raise BadCellError(
+                    number, header[min(len(cells), len(header) - 1)], "the row has another number of cells"
+                )
+            rows.append([parse(cell, number) for parse, cell in zip(parsers, cells, strict=True)])
+    except csv.Error as exc:
+        raise InvalidDatasetError(f"the CSV cannot be read near line {reader.line_num}") from exc
+    except UnicodeDecodeError as exc:
+        raise InvalidDatasetError("the CSV is not UTF-8") from exc
+    if not rows:
+        raise InvalidDatasetError("the dataset has no rows")
+    table = np.asarray(rows, dtype=np.float64)
+    order = {name: at for at, name in enumerate(header)}
+    features = table[:, [order[column.name] for column in spec.features()]].astype(np.float32)
+    target = spec.target()
+    if target is None:
+        return features, None
+    values = table[:, order[target.name]]
+    return features, values.astype(np.int64) if target.type == "category" else values.astype(np.float32)
+
+
+def _parser(column: Column) -> Callable[[str, int], float]:
+    if column.type == "category":
+        known = {category: float(at) for at, category in enumerate(column.categories or [])}
+
+        def category(cell: str, row: int) -> float:
+            if cell not in known:
+                raise BadCellError(row, column.name, "not one of the declared categories")
+            return known[cell]
+
+        return category
+    low, high, whole = column.min, column.max, column.type == "int"
+
+    def number(cell: str, row: int) -> float:
+        try:
+            value = float(cell)
+        except ValueError as exc:
+            raise BadCellError(row, column.name, "not a number") from exc
+        if not math.isfinite(value):
+            raise BadCellError(row, column.name, "not a finite number")
+        if whole and value != int(value):
+            raise BadCellError(row, column.name, "not a whole number")
+        if low is None or high is None or not low <= value <= high:
+            raise BadCellError(row, column.name, "outside the declared bounds")
+        return value
+
+    return number
+
+
+def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    pending = ""
+    for chunk in chunks:
+        pending += decoder.decode(chunk)
+        *lines, pending = pending.split("\n")
+        if len(pending) > _MAX_LINE:
+            raise InvalidDatasetError("a line of the CSV is too long")
+        yield from (f"{line}\n" for line in lines)
+    pending += decoder.decode(b"", final=True)
+    if pending:
+        yield pending

@@ -1,0 +1,300 @@
+"""Datasets of a tenant: declare, upload, validate, seal; and the budget each private one has.
+
+A dataset becomes visible only when every cell was found to be as declared; its budget is opened in the same
+transaction. There is no download: rows leave the sealed store for a training worker alone.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from modelkeep_platform.core.actions import Action
+from modelkeep_platform.core.callers import TenantCaller
+from modelkeep_platform.core.decisions import Decision
+from modelkeep_platform.core.errors import ConflictError
+from modelkeep_platform.core.events import Event, Outcome
+from modelkeep_platform.core.ids import ObjectId, TenantId, check_name, new_object_id
+from modelkeep_platform.core.ports import Authorizer, Clock, Entropy, EpochSource, Recorder
+from modelkeep_platform.core.refs import Kind, ResourceRef, collection
+from modelkeep_platform.core.sealing import Purpose
+from modelkeep_platform.datasets import readers
+from modelkeep_platform.datasets.spec import DatasetSpec, parse, to_builtins
+from modelkeep_platform.privacy.budgets import ChargeView
+from modelkeep_platform.privacy.ledger import BudgetLedger
+from modelkeep_platform.storage.database import Database
+from modelkeep_platform.storage.names import TenantDirectory, resolve
+from modelkeep_platform.storage.pages import Page, PageRequest, page_of
+from modelkeep_platform.storage.tables.datasets import datasets
+from modelkeep_platform.storage.transactions import Row, System, TenantTransaction
+from modelkeep_platform.uploads.service import Upload, UploadService
+
+PENDING: Final = "pending"
+READY: Final = "ready"
+_VERSION: Final = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dataset:
+    """A dataset's declaration; never its rows, nor how many there are."""
+
+    id: ObjectId
+    owner: TenantId
+    name: str
+    description: str
+    format: str
+    schema: dict[str, Any]
+    privacy: dict[str, Any]
+    state: str
+    created_at: int
+    spec: DatasetSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewDataset:
+    """Where the bytes go."""
+
+    dataset_id: ObjectId
+    name: str
+    upload: Upload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetBudget:
+    """A dataset's budget, by its name."""
+
+    dataset: str
+    epsilon: float
+    delta: float
+    epsilon_spent: float
+    epsilon_reserved: float
+    charges: tuple[ChargeView, ...]
+
+
+class DatasetService:
+    """Keeps a tenant's datasets.
+
+    Args:
+        database: where declarations are.
+        authorizer: decides every call.
+        recorder: writes what was done.
+        uploads: takes and gives sealed bytes.
+        ledger: keeps budgets.
+        tenants: knows slugs.
+        clock: stamps datasets.
+        entropy: names them.
+        epoch: moved when datasets come and go.
+    """
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        authorizer: Authorizer,
+        recorder: Recorder,
+        uploads: UploadService,
+        ledger: BudgetLedger,
+        tenants: TenantDirectory,
+        clock: Clock,
+        entropy: Entropy,
+        epoch: EpochSource,
+    ) -> None:
+        self._database = database
+        self._authorizer = authorizer
+        self._recorder = recorder
+        self._uploads = uploads
+        self._ledger = ledger
+        self._tenants = tenants
+        self._clock = clock
+        self._entropy = entropy
+        self._epoch = epoch
+
+    def create(self, caller: TenantCaller, declaration: object, size_bytes: int, sha256: str) -> NewDataset:
+        """Declare a dataset and begin the upload of its bytes.
+
+        Args:
+            caller: who uploads.
+            declaration: JSON values, as `datasets.spec.DatasetSpec`.
+            size_bytes: the payload's length.
+            sha256: its digest, in lower-case hex.
+
+        Raises:
+            ForbiddenError: the caller may not.
+            UnprocessableError: the declaration cannot be.
+            ConflictError: the name is taken.
+        """
+        decision = self._authorizer.require(caller, Action.DATASET_CREATE, collection(caller.tenant, Kind.DATASET))
+        spec = parse(declaration)
+        check_name(spec.name, what="dataset")
+        dataset_id = new_object_id(self._entropy, "dat")
+        with self._database.tenant(caller.tenant, by=decision) as tx:
+            self._clear_abandoned(tx, spec.name)
+            upload = self._uploads.begin(
+                tx,
+                caller=caller,
+                object_id=dataset_id,
+                kind=Kind.DATASET,
+                version=_VERSION,
+                purpose=Purpose.DATASET,
+                size_bytes=size_bytes,
+                sha256=sha256,
+            )
+            tx.insert(
+                datasets,
+                id=dataset_id,
+                name=spec.name,
+                state=PENDING,
+                spec=json.dumps(to_builtins(spec)),
+                upload_id=upload.id,
+                created_at=self._clock.now_s(),
+                created_by=caller.principal,
+            )
+            self._recorder.record(tx, _event(caller, decision.action, dataset_id, Outcome.INTENT))
+        return NewDataset(dataset_id=dataset_id, name=spec.name, upload=upload)
+
+    def complete(self, caller: TenantCaller, upload_id: str) -> Dataset:
+        """Check every cell and make the dataset visible, with its budget.
+
+        Raises:
+            NotFoundError: the caller began no such upload.
+            ConflictError: parts are missing.
+            UnprocessableError: ``bad_cell`` with row and column, or the payload is not of its format.
+        """
+        upload = self._uploads.check_complete(caller, upload_id)
+        decision = self._authorizer.require(caller, Action.DATASET_CREATE, collection(caller.tenant, Kind.DATASET))
+        pending = self._by_id(caller.tenant, upload.object_id)
+        readers.read(pending.spec, self._uploads.read(upload.owner, upload.object_id, _VERSION, Purpose.DATASET))
+        with self._database.tenant(caller.tenant, by=decision) as tx:
+            self._uploads.finish(tx, upload_id)
+            tx.change(tx.update(datasets).where(datasets.c.id == upload.object_id).values(state=READY))
+            budget = pending.spec.privacy.budget
+            if budget is not None:
+                self._ledger.open(tx, upload.object_id, budget.epsilon, budget.delta)
+            self._recorder.record(tx, _event(caller, decision.action, upload.object_id, Outcome.DONE))
+            tx.bump_epoch()
+        self._epoch.refresh()
+        return self._by_id(caller.tenant, upload.object_id)
+
+    def resolve(self, caller: TenantCaller, name: str) -> ResourceRef:
+        """Return the reference of ``dataset`` or ``owner~dataset``; a missing one when there is none."""
+        return resolve(self._database, self._tenants, caller, name, table=datasets, kind=Kind.DATASET)
+
+    def resolve_for_training(self, caller: TenantCaller, name: str) -> tuple[Dataset, Decision]:
+        """Decide `dataset:train` and return the dataset.
+
+        Raises:
+            NotFoundError: no such dataset for this caller.
+            ForbiddenError: visible, but denied.
+        """
+        decision = self._require(caller, Action.DATASET_TRAIN, name)
+        return self._by_id(decision.ref.owner, decision.ref.object_id), decision
+
+    def list(self, caller: TenantCaller, page: PageRequest) -> Page[Dataset]:
+        """Return the tenant's datasets in order of name."""
+        decision = self._authorizer.require(caller, Action.DATASET_LIST, collection(caller.tenant, Kind.DATASET))
+        return self._page(decision, page)
+
+    def get(self, caller: TenantCaller, name: str) -> Dataset:
+        """Return a dataset's declaration, also of a granted one."""
+        decision = self._require(caller, Action.DATASET_READ, name)
+        return self._by_id(decision.ref.owner, decision.ref.object_id)
+
+    def delete(self, caller: TenantCaller, name: str) -> None:
+        """Delete a dataset: its key is destroyed with its row, its sealed bytes after; its ledger stays."""
+        decision = self._require(caller, Action.DATASET_DELETE, name)
+        owner, dataset_id = decision.ref.owner, decision.ref.object_id
+        with self._database.tenant(owner, by=decision) as tx:
+            tx.change(tx.delete(datasets).where(datasets.c.id == dataset_id))
+            self._uploads.forget(tx, owner, dataset_id)
+            self._recorder.record(tx, _event(caller, decision.action, dataset_id, Outcome.DONE))
+            tx.bump_epoch()
+        self._epoch.refresh()
+        self._uploads.delete(owner, dataset_id)
+
+    def budget(self, caller: TenantCaller, name: str) -> DatasetBudget:
+        """Return a dataset's budget and what was charged.
+
+        Raises:
+            UnprocessableError: ``no_budget``: the dataset is public.
+        """
+        decision = self._require(caller, Action.BUDGET_READ, name)
+        dataset = self._by_id(decision.ref.owner, decision.ref.object_id)
+        return self._budget(dataset, decision)
+
+    def budgets(self, caller: TenantCaller, page: PageRequest) -> Page[DatasetBudget]:
+        """Return the budgets of the tenant's private datasets."""
+        decision = self._authorizer.require(caller, Action.BUDGET_READ, collection(caller.tenant, Kind.DATASET))
+        found = self._page(decision, page)
+        return Page(
+            items=[self._budget(dataset, decision) for dataset in found.items if dataset.spec.private],
+            next_cursor=found.next_cursor,
+        )
+
+    def open_rows(self, owner: TenantId, dataset_id: ObjectId) -> Iterator[bytes]:
+        """Yield a dataset's payload for a training worker, part by part."""
+        return self._uploads.read(owner, dataset_id, _VERSION, Purpose.DATASET)
+
+    def _require(self, caller: TenantCaller, action: Action, name: str) -> Decision:
+        attributes = {"name": name.rpartition("~")[2]}
+        return self._authorizer.require(caller, action, self.resolve(caller, name), attributes)
+
+    def _page(self, decision: Decision, page: PageRequest) -> Page[Dataset]:
+        with self._database.tenant(decision.ref.owner, by=decision, read_only=True) as tx:
+            query = tx.select(datasets).where(datasets.c.name > page.after(), datasets.c.state == READY)
+            rows = tx.all(query.order_by(datasets.c.name).limit(page.limit + 1))
+        found = [_dataset(row) for row in rows]
+        return page_of(found, page, [dataset.name for dataset in found])
+
+    def _budget(self, dataset: Dataset, decision: Decision) -> DatasetBudget:
+        with self._database.tenant(dataset.owner, by=decision, read_only=True) as tx:
+            view = self._ledger.view(tx, dataset.id)
+        return DatasetBudget(
+            dataset=dataset.name,
+            epsilon=view.epsilon,
+            delta=view.delta,
+            epsilon_spent=view.epsilon_spent,
+            epsilon_reserved=view.epsilon_reserved,
+            charges=view.charges,
+        )
+
+    def _by_id(self, owner: TenantId, dataset_id: ObjectId) -> Dataset:
+        with self._database.tenant(owner, by=System(reason="read a declaration"), read_only=True) as tx:
+            row = tx.first(tx.select(datasets).where(datasets.c.id == dataset_id))
+        if row is None:
+            raise ConflictError("the dataset was deleted meanwhile", code="deleted")
+        return _dataset(row)
+
+    def _clear_abandoned(self, tx: TenantTransaction, name: str) -> None:
+        """Free the name of a declaration whose upload was given up or refused, or refuse a name that is taken."""
+        row = tx.first(tx.select(datasets).where(datasets.c.name == name))
+        if row is None:
+            return
+        if row["state"] == READY:
+            raise ConflictError(f"there is a dataset `{name}` already; choose another name", code="name_taken")
+        tx.change(tx.delete(datasets).where(datasets.c.id == row["id"], datasets.c.state == PENDING))
+
+
+def _dataset(row: Row) -> Dataset:
+    declared = json.loads(row["spec"])
+    return Dataset(
+        id=ObjectId(row["id"]),
+        owner=TenantId(row["tenant_id"]),
+        name=row["name"],
+        description=declared["description"],
+        format=declared["format"],
+        schema=declared["schema"],
+        privacy=declared["privacy"],
+        state=row["state"],
+        created_at=row["created_at"],
+        spec=parse(declared),
+    )
+
+
+def _event(caller: TenantCaller, action: Action, dataset_id: ObjectId, outcome: Outcome) -> Event:
+    return Event(
+        tenant=caller.tenant,
+        action=action,
+        outcome=outcome,
+        actor=caller,
+        ref=ResourceRef(owner=caller.tenant, kind=Kind.DATASET, object_id=dataset_id),
+    )
