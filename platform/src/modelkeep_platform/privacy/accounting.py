@@ -32,7 +32,7 @@ def epsilon(
     """Return ε at `delta` of `steps` steps of the Poisson-subsampled Gaussian.
 
     Args:
-        noise_multiplier: σ between 0.05 and 10 000.
+        noise_multiplier: σ between 0.1 and 10 000.
         sample_rate: q in (0, 1].
         steps: how many noisy steps; empty batches count.
         delta: δ in (0, 1); with a `grid`, the grid's own.
@@ -51,7 +51,7 @@ def epsilon(
     =====================  ==================================================================
     steps = 0              0.0: nothing is released
     q = 1, steps = 1       the plain Gaussian mechanism; `prv` is its exact ε to about 1e-3
-    noise beyond bounds    refused: ε would be meaningless (σ < 0.05) or the job useless
+    noise beyond bounds    refused: ε would be meaningless (σ < 0.1) or the job useless
     =====================  ==================================================================
     """
     sigma, rate = check_noise_multiplier(noise_multiplier), check_sample_rate(sample_rate)

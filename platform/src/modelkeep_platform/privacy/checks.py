@@ -8,7 +8,7 @@ from modelkeep_platform.core.errors import UnprocessableError
 MIN_EPSILON: Final = 0.01
 MAX_EPSILON: Final = 100.0
 MIN_DELTA: Final = 1e-15
-MIN_NOISE: Final = 0.05
+MIN_NOISE: Final = 0.1
 MAX_NOISE: Final = 10_000.0
 MIN_RATE: Final = 1e-9
 MAX_STEPS: Final = 10_000_000
@@ -38,7 +38,7 @@ def check_delta(value: object) -> float:
 
 
 def check_noise_multiplier(value: object) -> float:
-    """Return a noise multiplier between 0.05 and 10 000; raises UnprocessableError otherwise."""
+    """Return a noise multiplier between 0.1 and 10 000; raises UnprocessableError otherwise."""
     return _between("noise_multiplier", value, MIN_NOISE, MAX_NOISE)
 
 

@@ -27,7 +27,8 @@ from modelkeep_platform.privacy.engine_layers import Rule, private_layers, rules
 from modelkeep_platform.privacy.noise import GaussianNoise
 from modelkeep_platform.privacy.plan import MechanismPlan
 
-Inputs: TypeAlias = torch.Tensor | Mapping[str, torch.Tensor]
+Inputs: TypeAlias = torch.Tensor | tuple[torch.Tensor, ...] | Mapping[str, torch.Tensor]
+"""One tensor, several in the order of the module's arguments, or by their names; dimension 0 is the batch."""
 Loss: TypeAlias = Callable[[Any, torch.Tensor], torch.Tensor]
 """(what the module returned, targets) -> one loss for each record, shape [B]."""
 
@@ -69,6 +70,7 @@ class PrivateGradient:
         self._samples: dict[nn.Parameter, torch.Tensor] = {}
         self._records = 0
         self._checked: set[tuple[Any, ...]] = set()
+        self._buffers = _versions(module)
         for name, layer in layers:
             layer.register_forward_hook(partial(self._keep, name, known[type(layer)]))
 
@@ -76,8 +78,7 @@ class PrivateGradient:
         """Run one step over the micro-batches of one Poisson sample and set `.grad`.
 
         Args:
-            batches: pairs of inputs (a tensor, or tensors by the module's argument names) and targets, first
-                dimension B of any size; none at all for an empty sample.
+            batches: pairs of inputs and targets, first dimension B of any size; none at all for an empty sample.
 
         Returns:
             How many steps ran.
@@ -105,11 +106,13 @@ class PrivateGradient:
         self._samples.clear()
         self._records = len(targets)
         with torch.enable_grad():
-            outputs = self._module(**inputs) if isinstance(inputs, Mapping) else self._module(inputs)
+            positional, named = arguments(inputs)
+            outputs = self._module(*positional, **named)
             losses = self._loss(outputs, targets)
             if losses.shape != (self._records,):
                 message = "the loss must give one number for each record"
                 raise ValueError(message)
+            self._check_buffers()
             if losses.requires_grad:
                 losses.sum().backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
@@ -131,9 +134,8 @@ class PrivateGradient:
         factors[bad] = 0.0
         any_bad = bool(bad.any())
         for total, samples in found:
-            if any_bad:
-                samples[bad] = 0.0
-            total.add_((factors.to(samples.dtype) @ samples).view_as(total))
+            kept = torch.where(bad[:, None], 0.0, samples) if any_bad else samples
+            total.add_((factors.to(kept.dtype) @ kept).view_as(total))
 
     def _set_gradients(self, sums: list[torch.Tensor]) -> None:
         count = sum(total.numel() for total in sums)
@@ -180,8 +182,36 @@ class PrivateGradient:
             self._samples[parameter] = samples if earlier is None else earlier + samples
 
     def _check_separate(self, inputs: Inputs) -> None:
-        tensors = inputs if isinstance(inputs, Mapping) else {"": inputs}
-        shape = tuple((name, tensor.dtype, tuple(tensor.shape[1:])) for name, tensor in tensors.items())
+        positional, named = arguments(inputs)
+        tensors = (*positional, *named.values())
+        shape = (tuple(named), *((tensor.dtype, tuple(tensor.shape[1:])) for tensor in tensors))
         if shape not in self._checked:
-            check_separate(self._module, inputs)
+            check_separate(self._module, positional, named)
             self._checked.add(shape)
+
+    def _check_buffers(self) -> None:
+        # Statistics kept in a buffer would carry records past the noise.
+        if _versions(self._module) != self._buffers:
+            message = "the model keeps statistics of its inputs, which cannot be trained privately"
+            raise UnprocessableError(message, code="batch_coupled", details={"operation": "buffer"})
+
+
+def arguments(inputs: Inputs) -> tuple[tuple[torch.Tensor, ...], Mapping[str, torch.Tensor]]:
+    """Return inputs as positional and named arguments of the module."""
+    if isinstance(inputs, Mapping):
+        return (), inputs
+    return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
+
+
+def _versions(module: nn.Module) -> list[tuple[str, int, int]]:
+    return [(name, id(buffer), buffer._version) for name, buffer in module.named_buffers()]  # noqa: SLF001 -- torch's
+
+
+def rows_within(module: nn.Module, *, memory_bytes: int) -> int:
+    """Return how many records a micro-batch may hold so that per-sample gradients stay within `memory_bytes`.
+
+    Twice the gradients are counted: the rules make each layer's in one piece before it is kept. Activations are not
+    counted. At least 1.
+    """
+    row = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+    return max(1, memory_bytes // max(1, 2 * row))

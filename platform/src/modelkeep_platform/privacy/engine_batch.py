@@ -12,7 +12,9 @@ on values) with a batch of p records, p a prime that divides no other dimension,
 - every operation is on a list; what is not on it is refused.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 import torch
@@ -21,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from modelkeep_platform.core.errors import UnprocessableError
 
-_PRIMES: Final = (1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049, 1051, 1061)
+_SIZES: Final = range(1009, 2003, 2)  # where primes are looked for; drawn at random, so that no graph can count on one
 
 _Bound: TypeAlias = Mapping[str, Any]
 """An operation's arguments by the names of its schema."""
@@ -45,7 +47,7 @@ _RESHAPES: Final = _names("view _unsafe_view _reshape_alias unsqueeze squeeze ex
 # Look along trailing dimensions; a change of the batch's length shows in the shape.
 _WINDOWS: Final = _names("""
     convolution max_pool2d_with_indices avg_pool1d avg_pool2d adaptive_avg_pool2d _adaptive_avg_pool2d
-    adaptive_max_pool2d constant_pad_nd upsample_nearest1d upsample_nearest2d upsample_bilinear2d
+    adaptive_max_pool2d upsample_nearest1d upsample_nearest2d upsample_bilinear2d
 """)
 # Work along the dimensions they name, which must not be the batch's.
 _ALONG: Final = _names("""
@@ -57,18 +59,21 @@ _ALONG: Final = _names("""
 _CREATE: Final = _names("expand zeros ones full new_zeros new_ones new_full zeros_like ones_like full_like")
 
 
-def check_separate(module: nn.Module, inputs: torch.Tensor | Mapping[str, torch.Tensor]) -> None:
+def check_separate(
+    module: nn.Module, positional: Sequence[torch.Tensor], named: Mapping[str, torch.Tensor] | None = None
+) -> None:
     """Refuse a module that mixes the records of its batch.
 
     Args:
         module: the model.
-        inputs: any micro-batch; only shapes and types are looked at.
+        positional: its inputs; only shapes and types are looked at.
+        named: inputs by name.
 
     Raises:
         UnprocessableError: code ``batch_coupled``, naming the operation.
     """
-    tensors = list(inputs.values()) if isinstance(inputs, Mapping) else [inputs]
-    prime = _prime(module, tensors)
+    named = named or {}
+    prime = _prime(module, [*positional, *named.values()])
     state = {
         name: torch.empty_like(tensor, device="meta")
         for name, tensor in (*module.named_parameters(), *module.named_buffers())
@@ -77,11 +82,12 @@ def check_separate(module: nn.Module, inputs: torch.Tensor | Mapping[str, torch.
     def probe(tensor: torch.Tensor) -> torch.Tensor:
         return torch.empty((prime, *tensor.shape[1:]), dtype=tensor.dtype, device="meta")
 
-    with torch.no_grad():
-        named = {name: probe(tensor) for name, tensor in inputs.items()} if isinstance(inputs, Mapping) else {}
-        positional = () if isinstance(inputs, Mapping) else (probe(inputs),)
-        with _Follow(prime):
-            outputs = torch.func.functional_call(module, state, positional, named)
+    arguments = tuple(probe(tensor) for tensor in positional), {name: probe(tensor) for name, tensor in named.items()}
+    try:
+        with torch.no_grad(), torch.device("meta"), _Follow(prime):
+            outputs = torch.func.functional_call(module, state, *arguments)
+    except (RuntimeError, NotImplementedError, ValueError, TypeError) as exc:
+        raise _coupled("module", "its shapes cannot be followed through it") from exc
     for tensor in _tensors(outputs):
         if not _carries(tensor, prime) or tensor.shape[0] != prime:
             raise _coupled("output", "its first dimension is not the batch")
@@ -157,6 +163,11 @@ _SPECIAL: Final[Mapping[str, tuple[Callable[[_Bound, int], bool], str]]] = {
     "addmm": (_unbatched("self", "mat2"), "it multiplies the batch with itself"),
     "mv": (_unbatched("vec"), "it multiplies the batch with itself"),
     "embedding": (_unbatched("weight"), "it looks records up in the batch"),
+    # Two numbers a dimension, from the last: the batch is reached by the first dimension's pair only.
+    "constant_pad_nd": (
+        lambda bound, _prime: len(bound["pad"]) < 2 * bound["self"].dim(),
+        "it pads the batch",
+    ),
     "native_layer_norm": (
         lambda bound, _prime: len(bound["normalized_shape"]) < bound["input"].dim(),
         "it normalises over the batch",
@@ -178,7 +189,8 @@ def _bind(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Bound
 def _prime(module: nn.Module, inputs: Iterable[torch.Tensor]) -> int:
     sizes = {size for tensor in (*module.parameters(), *module.buffers()) for size in tensor.shape}
     sizes |= {size for tensor in inputs for size in tensor.shape[1:]}
-    return next(prime for prime in _PRIMES if not any(size % prime == 0 for size in sizes if size))
+    primes = [size for size in _SIZES if all(size % divisor for divisor in range(3, math.isqrt(size) + 1, 2))]
+    return secrets.choice([prime for prime in primes if not any(size % prime == 0 for size in sizes if size)])
 
 
 def _carries(tensor: object, prime: int) -> bool:

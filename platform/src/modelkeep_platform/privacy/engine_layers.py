@@ -55,9 +55,7 @@ def private_layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         operation = next((stem for kind, stem in _COUPLING if isinstance(layer, kind)), None)
         if operation is not None:
             raise not_private(name or operation, operation, ALTERNATIVES[operation])
-        if not any(True for _ in layer.parameters(recurse=False)) and not any(
-            True for _ in layer.buffers(recurse=False)
-        ):
+        if not any(True for _ in layer.parameters(recurse=False)):
             continue
         if type(layer) not in LAYERS:
             raise not_private(name or "module", type(layer).__name__, _OTHER)
