@@ -12,11 +12,11 @@ from typing import Any, Final
 from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.callers import TenantCaller
 from modelkeep_platform.core.decisions import Decision
-from modelkeep_platform.core.errors import ConflictError
+from modelkeep_platform.core.errors import ConflictError, UnprocessableError
 from modelkeep_platform.core.events import Event, Outcome
 from modelkeep_platform.core.ids import ObjectId, TenantId, check_name, new_object_id
 from modelkeep_platform.core.ports import Authorizer, Clock, Entropy, EpochSource, Recorder
-from modelkeep_platform.core.refs import Kind, ResourceRef, collection
+from modelkeep_platform.core.refs import Kind, ResourceRef, collection, missing
 from modelkeep_platform.core.sealing import Purpose
 from modelkeep_platform.datasets import readers
 from modelkeep_platform.datasets.spec import DatasetSpec, parse, to_builtins
@@ -149,35 +149,49 @@ class DatasetService:
                 created_at=self._clock.now_s(),
                 created_by=caller.principal,
             )
-            self._recorder.record(tx, _event(caller, decision.action, dataset_id, Outcome.INTENT))
+            self._recorder.record(tx, _event(caller, decision.action, dataset_id, Outcome.INTENT, **_facts(spec)))
         return NewDataset(dataset_id=dataset_id, name=spec.name, upload=upload)
 
     def complete(self, caller: TenantCaller, upload_id: str) -> Dataset:
         """Check every cell and make the dataset visible, with its budget.
+
+        A refused dataset is gone with its bytes and its key: mend the file and create it again.
 
         Raises:
             NotFoundError: the caller began no such upload.
             ConflictError: parts are missing.
             UnprocessableError: ``bad_cell`` with row and column, or the payload is not of its format.
         """
-        upload = self._uploads.check_complete(caller, upload_id)
+        pending = self._pending(caller, self._uploads.status(caller, upload_id))
         decision = self._authorizer.require(caller, Action.DATASET_CREATE, collection(caller.tenant, Kind.DATASET))
-        pending = self._by_id(caller.tenant, upload.object_id)
-        readers.read(pending.spec, self._uploads.read(upload.owner, upload.object_id, _VERSION, Purpose.DATASET))
+        upload = self._uploads.check_complete(caller, upload_id)
+        try:
+            readers.check(pending.spec, self.open_rows(upload.owner, upload.object_id), upload.size_bytes)
+        except UnprocessableError as exc:
+            self._refuse(caller, decision, upload, exc.error_code)
+            raise
         with self._database.tenant(caller.tenant, by=decision) as tx:
             self._uploads.finish(tx, upload_id)
-            tx.change(tx.update(datasets).where(datasets.c.id == upload.object_id).values(state=READY))
+            where = (datasets.c.id == upload.object_id, datasets.c.state == PENDING)
+            if not tx.change(tx.update(datasets).where(*where).values(state=READY)):
+                raise ConflictError("the declaration was replaced meanwhile; create it again", code="deleted")
             budget = pending.spec.privacy.budget
             if budget is not None:
                 self._ledger.open(tx, upload.object_id, budget.epsilon, budget.delta)
-            self._recorder.record(tx, _event(caller, decision.action, upload.object_id, Outcome.DONE))
+            event = _event(caller, decision.action, upload.object_id, Outcome.DONE, **_facts(pending.spec))
+            self._recorder.record(tx, event)
             tx.bump_epoch()
         self._epoch.refresh()
         return self._by_id(caller.tenant, upload.object_id)
 
     def resolve(self, caller: TenantCaller, name: str) -> ResourceRef:
         """Return the reference of ``dataset`` or ``owner~dataset``; a missing one when there is none."""
-        return resolve(self._database, self._tenants, caller, name, table=datasets, kind=Kind.DATASET)
+        ref = resolve(self._database, self._tenants, caller, name, table=datasets, kind=Kind.DATASET)
+        # INVARIANT: what was not checked cell by cell is not there, for its owner neither.
+        with self._database.tenant(ref.owner, by=System(reason="resolve a name"), read_only=True) as tx:
+            where = (datasets.c.id == ref.object_id, datasets.c.state == READY)
+            row = tx.first(tx.select(datasets, datasets.c.id).where(*where))
+        return missing(ref.owner, Kind.DATASET) if row is None else ref
 
     def resolve_for_training(self, caller: TenantCaller, name: str) -> tuple[Dataset, Decision]:
         """Decide `dataset:train` and return the dataset.
@@ -204,8 +218,7 @@ class DatasetService:
         decision = self._require(caller, Action.DATASET_DELETE, name)
         owner, dataset_id = decision.ref.owner, decision.ref.object_id
         with self._database.tenant(owner, by=decision) as tx:
-            tx.change(tx.delete(datasets).where(datasets.c.id == dataset_id))
-            self._uploads.forget(tx, owner, dataset_id)
+            self._forget(tx, dataset_id)
             self._recorder.record(tx, _event(caller, decision.action, dataset_id, Outcome.DONE))
             tx.bump_epoch()
         self._epoch.refresh()
@@ -229,6 +242,10 @@ class DatasetService:
             items=[self._budget(dataset, decision) for dataset in found.items if dataset.spec.private],
             next_cursor=found.next_cursor,
         )
+
+    def declaration(self, owner: TenantId, dataset_id: ObjectId) -> DatasetSpec:
+        """Return what was declared, for a training worker."""
+        return self._by_id(owner, dataset_id).spec
 
     def open_rows(self, owner: TenantId, dataset_id: ObjectId) -> Iterator[bytes]:
         """Yield a dataset's payload for a training worker, part by part."""
@@ -271,7 +288,29 @@ class DatasetService:
             return
         if row["state"] == READY:
             raise ConflictError(f"there is a dataset `{name}` already; choose another name", code="name_taken")
-        tx.change(tx.delete(datasets).where(datasets.c.id == row["id"], datasets.c.state == PENDING))
+        self._forget(tx, ObjectId(row["id"]))
+
+    def _forget(self, tx: TenantTransaction, dataset_id: ObjectId) -> None:
+        tx.change(tx.delete(datasets).where(datasets.c.id == dataset_id))
+        self._uploads.forget(tx, tx.owner, dataset_id)
+
+    def _pending(self, caller: TenantCaller, upload: Upload) -> Dataset:
+        """Return the declaration that `upload` is for; for an upload of anything else there is none."""
+        with self._database.tenant(caller.tenant, by=caller, read_only=True) as tx:
+            where = (datasets.c.upload_id == upload.id, datasets.c.state == PENDING)
+            row = tx.first(tx.select(datasets).where(*where))
+        if row is None:
+            self._authorizer.require(caller, Action.UPLOAD_WRITE, missing(caller.tenant, Kind.UPLOAD))
+            raise RuntimeError("a missing object was allowed")
+        return _dataset(row)
+
+    def _refuse(self, caller: TenantCaller, decision: Decision, upload: Upload, code: str) -> None:
+        with self._database.tenant(caller.tenant, by=decision) as tx:
+            self._forget(tx, upload.object_id)
+            # The code alone: where a bad cell stands is for its owner's eyes, and the log outlives the rows.
+            event = _event(caller, decision.action, upload.object_id, Outcome.FAILED, code=code)
+            self._recorder.record(tx, event)
+        self._uploads.abort(caller, upload.id)
 
 
 def _dataset(row: Row) -> Dataset:
@@ -290,11 +329,25 @@ def _dataset(row: Row) -> Dataset:
     )
 
 
-def _event(caller: TenantCaller, action: Action, dataset_id: ObjectId, outcome: Outcome) -> Event:
+def _event(caller: TenantCaller, action: Action, dataset_id: ObjectId, outcome: Outcome, **facts: str | int) -> Event:
     return Event(
         tenant=caller.tenant,
         action=action,
         outcome=outcome,
         actor=caller,
         ref=ResourceRef(owner=caller.tenant, kind=Kind.DATASET, object_id=dataset_id),
+        facts=facts,
     )
+
+
+def _facts(spec: DatasetSpec) -> dict[str, str | int]:
+    """Return what the log says of a declaration: why a public one is public, a private one's budget."""
+    budget = spec.privacy.budget
+    if budget is None:
+        return {"visibility": "public", "reason": (spec.privacy.reason or "")[:500]}
+    return {
+        "visibility": "private",
+        "n_public": spec.privacy.n_public or 0,
+        "epsilon": f"{budget.epsilon:g}",
+        "delta": f"{budget.delta:g}",
+    }

@@ -10,9 +10,15 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 
 from modelkeep_platform.core.errors import UnprocessableError
+from modelkeep_platform.privacy.checks import MIN_DELTA, MIN_EPSILON
 
 MAX_COLUMNS: Final = 4096
 MAX_CATEGORIES: Final = 10_000
+MIN_CATEGORIES: Final = 2
+MAX_EPSILON: Final = 20.0
+MAX_DELTA: Final = 1e-3
+_MAX_BOUND: Final = 1e15
+_MIN_RELATIVE_RANGE: Final = 1e-9
 _Text = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 
 
@@ -24,6 +30,12 @@ class Column(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
     min: float | None = None
     max: float | None = None
     categories: list[_Text] | None = None
+
+    def bounds(self) -> tuple[float, float]:
+        """Return the least and the greatest number a cell may stand for; categories count from 0."""
+        if self.type == "category":
+            return 0.0, float(len(self.categories or []) - 1)
+        return float(self.min or 0.0), float(self.max or 0.0)
 
 
 class Images(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -100,7 +112,7 @@ class DatasetSpec(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_on
         if self.schema.images is not None:
             bounds = [(self.schema.images.min, self.schema.images.max)]
         else:
-            bounds = [_bounds(column) for column in self.features()]
+            bounds = [column.bounds() for column in self.features()]
         scale = [2.0 / (high - low) for low, high in bounds]
         return scale, [-1.0 - low * factor for (low, _), factor in zip(bounds, scale, strict=True)]
 
@@ -163,17 +175,23 @@ def _check_column(column: Column) -> None:
         found = column.categories or []
         if column.min is not None or column.max is not None or len(set(found)) != len(found):
             raise InvalidDatasetError(f"the column `{column.name}` has distinct `categories` and no bounds")
-        if not 2 <= len(found) <= MAX_CATEGORIES:
-            raise InvalidDatasetError(f"the column `{column.name}` has 2 to {MAX_CATEGORIES} categories")
+        if not MIN_CATEGORIES <= len(found) <= MAX_CATEGORIES:
+            raise InvalidDatasetError(f"the column `{column.name}` has {MIN_CATEGORIES} to {MAX_CATEGORIES} categories")
         return
     if column.categories is not None or column.min is None or column.max is None:
         raise InvalidDatasetError(f"the column `{column.name}` has public bounds `min` and `max`, and no categories")
     _check_bounds(column.name, column.min, column.max)
+    if column.type == "int" and not (column.min.is_integer() and column.max.is_integer()):
+        raise InvalidDatasetError(f"the bounds of `{column.name}` are whole numbers, as its type is `int`")
 
 
 def _check_bounds(name: str, low: float, high: float) -> None:
-    if not (math.isfinite(low) and math.isfinite(high) and low < high and high - low < 1e300):  # noqa: PLR2004
-        raise InvalidDatasetError(f"the bounds of `{name}` are finite, and `min` is below `max`")
+    largest = max(abs(low), abs(high))
+    if not (math.isfinite(low) and math.isfinite(high) and largest <= _MAX_BOUND):
+        raise InvalidDatasetError(f"the bounds of `{name}` are numbers of at most {_MAX_BOUND:g}")
+    # Nearer together than this, float32 could not tell them apart.
+    if not high - low > _MIN_RELATIVE_RANGE * largest:
+        raise InvalidDatasetError(f"the bounds of `{name}`: `min` is below `max`, and not by a hair")
 
 
 def _check_privacy(privacy: Privacy) -> None:
@@ -185,20 +203,21 @@ def _check_privacy(privacy: Privacy) -> None:
         return
     if privacy.unit is None or privacy.n_public is None or privacy.budget is None or privacy.reason is not None:
         raise InvalidDatasetError("a private dataset has `unit`, `n_public` and `budget`, and no `reason`")
-    if privacy.budget.delta * privacy.n_public > 1.0:
-        raise InvalidDatasetError("`delta` is at most 1 / `n_public`: above it whole records may be given away")
-
-
-def _bounds(column: Column) -> tuple[float, float]:
-    if column.type == "category":
-        return 0.0, float(len(column.categories or []) - 1)
-    return float(column.min or 0.0), float(column.max or 0.0)
+    epsilon, delta = privacy.budget.epsilon, privacy.budget.delta
+    if not MIN_EPSILON <= epsilon <= MAX_EPSILON:
+        raise InvalidDatasetError(f"the budget's `epsilon` is between {MIN_EPSILON:g} and {MAX_EPSILON:g}")
+    # Written so that NaN fails it.
+    if not (MIN_DELTA <= delta < MAX_DELTA and delta * privacy.n_public < 1.0):
+        raise InvalidDatasetError(
+            f"the budget's `delta` is below {MAX_DELTA:g} and below 1 / `n_public`: above it whole records may be "
+            "given away"
+        )
 
 
 def to_builtins(spec: DatasetSpec) -> dict[str, Any]:
     """Return the declaration as JSON-ready values, without fields that are not set."""
-    plain: dict[str, Any] = msgspec.to_builtins(spec)
-    return _without_none(plain)
+    plain: dict[str, Any] = _without_none(msgspec.to_builtins(spec))
+    return plain
 
 
 def _without_none(value: Any) -> Any:  # noqa: ANN401 -- JSON

@@ -11,6 +11,24 @@ from modelkeep_platform.datasets.spec import DatasetSpec
 Records = tuple[NDArray[np.float32], NDArray[np.int64] | NDArray[np.float32] | None]
 
 
+def check(spec: DatasetSpec, chunks: Iterable[bytes], size_bytes: int) -> None:
+    """Check every cell of a payload as it streams past; a small part of it is held at any time.
+
+    Args:
+        spec: the declaration.
+        chunks: the payload.
+        size_bytes: its length.
+
+    Raises:
+        BadCellError: a cell is not as declared.
+        InvalidDatasetError: the payload is not of its format.
+    """
+    if spec.format == "csv":
+        csv.check(spec, chunks)
+    else:
+        arrays.check(spec, chunks, size_bytes)
+
+
 def read(spec: DatasetSpec, chunks: Iterable[bytes]) -> Records:
     """Return features and targets of the whole dataset.
 

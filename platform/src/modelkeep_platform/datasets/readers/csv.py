@@ -2,7 +2,8 @@
 
 import codecs
 import csv
-import math
+import re
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
@@ -14,35 +15,28 @@ from modelkeep_platform.datasets.spec import Column, DatasetSpec, InvalidDataset
 
 _MAX_FIELD: Final = 4096
 _MAX_LINE: Final = 16 * 1024 * 1024
+# Plain decimals: float() would also take `1_000`, ` 1`, `nan` and digits of other scripts.
+_NUMBER: Final = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?").fullmatch
+
+
+def check(spec: DatasetSpec, chunks: Iterable[bytes]) -> None:
+    """Check every cell, holding one row at a time; see `readers.check`."""
+    if not sum(1 for _ in _rows(spec, chunks)):
+        raise InvalidDatasetError("the dataset has no rows")
 
 
 def read(
     spec: DatasetSpec, chunks: Iterable[bytes]
 ) -> tuple[NDArray[np.float32], NDArray[np.int64] | NDArray[np.float32] | None]:
     """Return features and targets; see `readers.read`."""
-    columns = spec.schema.columns or []
-    csv.field_size_limit(_MAX_FIELD)
-    reader = csv.reader(_lines(chunks), strict=True)
-    rows: list[list[float]] = []
-    try:
-        header = next(reader, [])
-        if sorted(header) != sorted(column.name for column in columns):
-            raise InvalidDatasetError("the header of the CSV names other columns than the schema")
-        parsers = [_parser(next(column for column in columns if column.name == name)) for name in header]
-        for number, cells in enumerate(reader, start=1):
-            if len(cells) != len(header):
-                raise BadCellError(
-                    number, header[min(len(cells), len(header) - 1)], "the row has another number of cells"
-                )
-            rows.append([parse(cell, number) for parse, cell in zip(parsers, cells, strict=True)])
-    except csv.Error as exc:
-        raise InvalidDatasetError(f"the CSV cannot be read near line {reader.line_num}") from exc
-    except UnicodeDecodeError as exc:
-        raise InvalidDatasetError("the CSV is not UTF-8") from exc
-    if not rows:
+    cells = array("d")
+    for row in _rows(spec, chunks):
+        cells.extend(row)
+    if not cells:
         raise InvalidDatasetError("the dataset has no rows")
-    table = np.asarray(rows, dtype=np.float64)
-    order = {name: at for at, name in enumerate(header)}
+    columns = spec.schema.columns or []
+    table = np.frombuffer(cells, dtype=np.float64).reshape(-1, len(columns))
+    order = {column.name: at for at, column in enumerate(columns)}
     features = table[:, [order[column.name] for column in spec.features()]].astype(np.float32)
     target = spec.target()
     if target is None:
@@ -51,29 +45,49 @@ def read(
     return features, values.astype(np.int64) if target.type == "category" else values.astype(np.float32)
 
 
+def _rows(spec: DatasetSpec, chunks: Iterable[bytes]) -> Iterator[list[float]]:
+    """Yield the numbers of each row, in the order of the schema."""
+    columns = spec.schema.columns or []
+    csv.field_size_limit(_MAX_FIELD)
+    reader = csv.reader(_lines(chunks), strict=True)
+    try:
+        header = next(reader, [])
+        if sorted(header) != sorted(column.name for column in columns):
+            raise InvalidDatasetError("the header of the CSV names other columns than the schema")
+        parsers = [(_parser(column), header.index(column.name)) for column in columns]
+        for number, cells in enumerate(reader, start=1):
+            if len(cells) != len(header):
+                raise BadCellError(
+                    number, header[min(len(cells), len(header) - 1)], "the row has another number of cells"
+                )
+            yield [parse(cells[at], number) for parse, at in parsers]
+    except csv.Error as exc:
+        raise InvalidDatasetError(f"the CSV cannot be read near line {reader.line_num}") from exc
+    except UnicodeDecodeError:
+        # `from None`: the exception holds the bytes it stumbled over.
+        raise InvalidDatasetError("the CSV is not UTF-8") from None
+
+
 def _parser(column: Column) -> Callable[[str, int], float]:
     if column.type == "category":
         known = {category: float(at) for at, category in enumerate(column.categories or [])}
 
         def category(cell: str, row: int) -> float:
             if cell not in known:
-                raise BadCellError(row, column.name, "not one of the declared categories")
+                raise BadCellError(row, column.name, "not one of the declared categories" if cell else "missing")
             return known[cell]
 
         return category
     low, high, whole = column.min, column.max, column.type == "int"
 
     def number(cell: str, row: int) -> float:
-        try:
-            value = float(cell)
-        except ValueError as exc:
-            raise BadCellError(row, column.name, "not a number") from exc
-        if not math.isfinite(value):
-            raise BadCellError(row, column.name, "not a finite number")
-        if whole and value != int(value):
-            raise BadCellError(row, column.name, "not a whole number")
+        if _NUMBER(cell) is None:
+            raise BadCellError(row, column.name, "not a number" if cell.strip() else "missing")
+        value = float(cell)
         if low is None or high is None or not low <= value <= high:
             raise BadCellError(row, column.name, "outside the declared bounds")
+        if whole and not value.is_integer():
+            raise BadCellError(row, column.name, "not a whole number")
         return value
 
     return number
