@@ -1,0 +1,103 @@
+"""Members, service accounts, and the operator's tenants."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from modelkeep._core.decode import decode
+from modelkeep._core.flows import Flow, Mode, Operation
+from modelkeep.resources.base import Resource
+from modelkeep.types import (
+    Link,
+    Member,
+    MemberInvited,
+    ServiceAccount,
+    ServiceAccountSecret,
+    Tenant,
+    TenantCreated,
+)
+
+
+class Members(Resource[Mode]):
+    """People of the own tenant. Roles: ``tenant-admin``, ``developer``, ``analyst``, ``auditor``."""
+
+    @Operation
+    def list(self, *, limit: int | None = None) -> Flow[list[Member]]:
+        """List members, at most `limit`."""
+        return (yield from self._session.list(Member, "v1", "members", limit=limit))
+
+    @Operation
+    def invite(self, username: str, *, roles: Sequence[str]) -> Flow[MemberInvited]:
+        """Invite a person; pass the link on, it works once."""
+        body = {"username": username, "roles": [*roles]}
+        return (yield from self._session.post(MemberInvited, "v1", "members", body=body))
+
+    @Operation
+    def update(self, member_id: str, *, roles: Sequence[str]) -> Flow[Member]:
+        """Set a member's roles; they hold for the next call."""
+        body = {"roles": [*roles]}
+        return decode(Member, (yield from self._session.json("PATCH", "v1", "members", member_id, body=body)))
+
+    @Operation
+    def remove(self, member_id: str) -> Flow[None]:
+        """Remove a member; their tokens end at once."""
+        yield from self._session.delete("v1", "members", member_id)
+
+
+class ServiceAccounts(Resource[Mode]):
+    """Accounts of the own tenant's applications."""
+
+    @Operation
+    def list(self, *, limit: int | None = None) -> Flow[list[ServiceAccount]]:
+        """List accounts, at most `limit`."""
+        return (yield from self._session.list(ServiceAccount, "v1", "service-accounts", limit=limit))
+
+    @Operation
+    def create(self, name: str, *, roles: Sequence[str]) -> Flow[ServiceAccountSecret]:
+        """Make an account; its secret is shown in this answer alone."""
+        body = {"name": name, "roles": [*roles]}
+        return (yield from self._session.post(ServiceAccountSecret, "v1", "service-accounts", body=body))
+
+    @Operation
+    def rotate(self, account_id: str) -> Flow[ServiceAccountSecret]:
+        """Replace the secret; the old one and its tokens end at once."""
+        return (yield from self._session.post(ServiceAccountSecret, "v1", "service-accounts", account_id, "rotate"))
+
+    @Operation
+    def delete(self, account_id: str) -> Flow[None]:
+        """Delete an account; its tokens end at once."""
+        yield from self._session.delete("v1", "service-accounts", account_id)
+
+
+class Tenants(Resource[Mode]):
+    """The platform's tenants, for its operator; nothing of what they own."""
+
+    @Operation
+    def create(self, slug: str, *, name: str) -> Flow[TenantCreated]:
+        """Add a tenant and get the link by which its administrator enrols.
+
+        Args:
+            slug: unique, immutable, never used again.
+            name: for people.
+        """
+        return (yield from self._session.post(TenantCreated, "v1", "tenants", body={"slug": slug, "name": name}))
+
+    @Operation
+    def list(self, *, limit: int | None = None) -> Flow[list[Tenant]]:
+        """List tenants, at most `limit`."""
+        return (yield from self._session.list(Tenant, "v1", "tenants", limit=limit))
+
+    @Operation
+    def suspend(self, slug: str) -> Flow[Tenant]:
+        """Suspend a tenant; its next call is refused."""
+        return (yield from self._session.post(Tenant, "v1", "tenants", slug, "suspend"))
+
+    @Operation
+    def resume(self, slug: str) -> Flow[Tenant]:
+        """Resume a suspended tenant."""
+        return (yield from self._session.post(Tenant, "v1", "tenants", slug, "resume"))
+
+    @Operation
+    def new_enrolment_link(self, slug: str) -> Flow[Link]:
+        """Make a new enrolment link; the one before ends."""
+        return (yield from self._session.post(Link, "v1", "tenants", slug, "enrolment"))
