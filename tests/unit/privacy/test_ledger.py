@@ -127,6 +127,17 @@ def test_a_charge_moves_from_reserved_to_spent(tx: TenantTransaction, ledger: Bu
     assert view.epsilon_spent + view.epsilon_reserved == pytest.approx(together, abs=2e-6)
 
 
+def test_the_epsilon_of_a_job_is_told_by_the_datasets_conversion(tx: TenantTransaction, ledger: BudgetLedger) -> None:
+    held = ledger.reserve(tx, DATASET, job(1), plan(1.5))
+    assert ledger.epsilon_of(tx, held) == 0.0
+    ledger.charge(tx, held.id, 40, 0)
+    other = ledger.reserve(tx, DATASET, job(2), plan(1.0))
+    held = ledger.charge(tx, held.id, 60, 0)
+    assert ledger.epsilon_of(tx, other) == 0.0
+    assert 1.499 < ledger.epsilon_of(tx, held) <= 1.5
+    assert ledger.epsilon_of(tx, held) == ledger.view(tx, DATASET).epsilon_spent
+
+
 def test_release_returns_only_what_was_not_charged(tx: TenantTransaction, ledger: BudgetLedger) -> None:
     held = ledger.reserve(tx, DATASET, job(1), plan(2.0), fence=1)
     ledger.charge(tx, held.id, 50, 1, segment=0)

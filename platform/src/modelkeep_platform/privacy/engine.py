@@ -1,8 +1,9 @@
 """The private training step: per-sample gradients, clipped, summed, noised once. Worker only: imports torch.
 
-For each micro-batch one forward and one backward pass keep each layer's inputs and output gradients; Opacus' rules
-turn them into per-sample gradients, every record's whole gradient is scaled to norm at most C, and the sums add up
-over micro-batches. Then N(0, σ²C²) is added once and the result divided by the public q · N_public.
+For each micro-batch one forward and one backward pass keep each layer's inputs and output gradients. They give every
+record's gradient norm (`engine_sums`; the rules are Opacus'), each record's whole gradient is scaled to norm at most
+C, and the sums add up over micro-batches. Then N(0, σ²C²) is added once and the result divided by the public
+q · N_public.
 
 What it guarantees
 - One record changes the sum by at most C: a record whose loss or gradient is not finite contributes zero.
@@ -23,7 +24,8 @@ from torch import nn
 
 from modelkeep_platform.core.errors import UnprocessableError
 from modelkeep_platform.privacy.engine_batch import check_separate
-from modelkeep_platform.privacy.engine_layers import Rule, private_layers, rules
+from modelkeep_platform.privacy.engine_layers import private_layers, rules
+from modelkeep_platform.privacy.engine_sums import Rule, Use, contributions
 from modelkeep_platform.privacy.noise import GaussianNoise
 from modelkeep_platform.privacy.plan import MechanismPlan
 
@@ -67,7 +69,7 @@ class PrivateGradient:
         layers = list(private_layers(module))
         known = rules() if layers else {}
         self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        self._samples: dict[nn.Parameter, torch.Tensor] = {}
+        self._uses: list[Use] = []
         self._records = 0
         self._checked: set[tuple[Any, ...]] = set()
         self._buffers = _versions(module)
@@ -94,7 +96,7 @@ class PrivateGradient:
                 if len(targets):
                     self._add(inputs, targets, sums)
         finally:
-            self._samples.clear()
+            self._uses.clear()
             self._records = 0
             for parameter in self._parameters:
                 parameter.requires_grad = True
@@ -103,7 +105,7 @@ class PrivateGradient:
 
     def _add(self, inputs: Inputs, targets: torch.Tensor, sums: list[torch.Tensor]) -> None:
         self._check_separate(inputs)
-        self._samples.clear()
+        self._uses.clear()
         self._records = len(targets)
         with torch.enable_grad():
             positional, named = arguments(inputs)
@@ -119,23 +121,22 @@ class PrivateGradient:
             self._accumulate(losses.detach(), sums)
 
     def _accumulate(self, losses: torch.Tensor, sums: list[torch.Tensor]) -> None:
-        found = [
-            (total, self._samples[parameter].flatten(1))
-            for parameter, total in zip(self._parameters, sums, strict=True)
-            if parameter in self._samples
-        ]
+        for parameter in self._parameters:
+            parameter.requires_grad = True  # the rules leave out what is not trained
+        found = contributions(self._uses, self._parameters, self._records)
+        for parameter in self._parameters:
+            parameter.requires_grad = False
         if not found:
             return
-        norms = torch.stack([torch.linalg.vector_norm(samples, dim=1) for _, samples in found]).double()
-        norms = torch.linalg.vector_norm(norms, dim=0)
+        norms = torch.linalg.vector_norm(torch.stack([part.norms() for part in found]).double(), dim=0)
         # INVARIANT: what is not finite contributes zero; a norm that overflows is not finite.
         bad = ~(torch.isfinite(norms) & torch.isfinite(losses))
         factors = (self._plan.clip_norm * _ROUNDING / norms).clamp(max=1.0)
         factors[bad] = 0.0
-        any_bad = bool(bad.any())
-        for total, samples in found:
-            kept = torch.where(bad[:, None], 0.0, samples) if any_bad else samples
-            total.add_((factors.to(kept.dtype) @ kept).view_as(total))
+        left_out = bad if bool(bad.any()) else None
+        into: dict[torch.Tensor, torch.Tensor] = dict(zip(self._parameters, sums, strict=True))
+        for part in found:
+            into[part.parameter].add_(part.total(factors, left_out))
 
     def _set_gradients(self, sums: list[torch.Tensor]) -> None:
         count = sum(total.numel() for total in sums)
@@ -164,22 +165,7 @@ class PrivateGradient:
         return output
 
     def _collect(self, name: str, rule: Rule, layer: nn.Module, inputs: torch.Tensor, gradients: torch.Tensor) -> None:
-        for parameter in layer.parameters(recurse=False):
-            parameter.requires_grad = True
-        try:
-            found = rule(layer, [inputs], gradients.detach())
-        finally:
-            for parameter in layer.parameters(recurse=False):
-                parameter.requires_grad = False
-        for parameter, samples in found.items():
-            if samples.shape != (self._records, *parameter.shape):
-                message = (
-                    f"layer `{name[:80]}` does not get one row for each record; "
-                    "keep the batch in the first dimension of its input"
-                )
-                raise UnprocessableError(message, code="batch_coupled", details={"node": name[:80]})
-            earlier = self._samples.get(parameter)
-            self._samples[parameter] = samples if earlier is None else earlier + samples
+        self._uses.append(Use(name=name, layer=layer, rule=rule, inputs=inputs, gradients=gradients.detach()))
 
     def _check_separate(self, inputs: Inputs) -> None:
         positional, named = arguments(inputs)

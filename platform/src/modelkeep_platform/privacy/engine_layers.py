@@ -8,17 +8,15 @@ import importlib
 import importlib.util
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from types import ModuleType
-from typing import Any, Final, TypeAlias
+from typing import Final
 
 import torch
 from torch import nn
 
+from modelkeep_platform.privacy.engine_sums import Rule
 from modelkeep_platform.privacy.ops import ALTERNATIVES, not_private
-
-Rule: TypeAlias = Callable[[Any, list[torch.Tensor], torch.Tensor], Mapping[nn.Parameter, torch.Tensor]]
-"""(layer, inputs, gradients of its output) -> per-sample gradient of each of its parameters."""
 
 LAYERS: Final = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding, nn.GroupNorm, nn.LayerNorm)
 

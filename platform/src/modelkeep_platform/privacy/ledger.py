@@ -302,6 +302,11 @@ class BudgetLedger:
         row = self._newest(tx, job_id)
         return None if row is None else reservation_of_row(row)
 
+    def epsilon_of(self, tx: TenantTransaction, reservation: Reservation) -> float:
+        """Return ε of what this reservation was charged, alone, by the dataset's own conversion."""
+        grid = self._state(tx, reservation.dataset_id)[0]
+        return grid.epsilon(times(reservation.plan.step_cost(grid), reservation.charged_steps))
+
     def _newest(self, tx: TenantTransaction, job_id: ObjectId) -> Row | None:
         return tx.first(
             tx.select(privacy_reservations)
