@@ -56,8 +56,7 @@ class Outer:
 
     def norms(self) -> torch.Tensor:
         """Return each record's norm, ‖g‖·‖a‖."""
-        norms: torch.Tensor = torch.linalg.vector_norm(self.gradients, dim=1)
-        return norms * torch.linalg.vector_norm(self.inputs, dim=1)
+        return torch.mul(torch.linalg.vector_norm(self.gradients, dim=1), torch.linalg.vector_norm(self.inputs, dim=1))
 
     def total(self, factors: torch.Tensor, bad: torch.Tensor | None) -> torch.Tensor:
         """Return the sum of records times `factors`, those in `bad` left out, in the parameter's shape."""
