@@ -1,7 +1,7 @@
 """The embedded issuer over HTTP: discovery, keys, tokens, and the two small pages people see.
 
-Pages are plain HTML forms without scripts, cannot be framed, and accept a POST only from their own origin. OAuth errors
-have the form of RFC 6749.
+Pages are plain HTML forms without scripts, cannot be framed, and accept a POST only from their own origin. Nothing
+here redirects. OAuth errors have the form of RFC 6749; their status is 400 or 401, or that of a platform's error.
 """
 
 import base64
@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from modelkeep_platform.core.errors import ModelkeepError, RateLimitedError
+from modelkeep_platform.core.errors import CallerError, ModelkeepError, RateLimitedError
 from modelkeep_platform.core.ports import Entropy
 from modelkeep_platform.http.bodies import read_body
 from modelkeep_platform.http.status import status_of
@@ -28,11 +28,14 @@ from modelkeep_platform.tenants.service import TenantService
 
 _DEVICE_GRANT: Final = "urn:ietf:params:oauth:grant-type:device_code"
 _FORM_BYTES: Final = 16 * 1024
+_FORM_TYPE: Final = "application/x-www-form-urlencoded"
 _PAGE_HEADERS: Final = {
     "content-security-policy": "default-src 'none'; style-src 'sha256-{style}'; form-action 'self'; "
     "frame-ancestors 'none'; base-uri 'none'",
     "x-frame-options": "DENY",
-    "referrer-policy": "no-referrer",
+    # Not `no-referrer`: under it browsers send `Origin: null` with the form (Fetch standard, "append a request Origin
+    # header"), and the check of the origin would refuse them. To other origins nothing is sent either way.
+    "referrer-policy": "same-origin",
     "cache-control": "no-store",
     "x-content-type-options": "nosniff",
 }
@@ -111,7 +114,7 @@ class _Site:
 
     def _device_authorization(self, request: Request, form: dict[str, str]) -> dict[str, object]:
         client_id, _ = _client(request, form)
-        begun = self._issuer.authorize_device(client_id, form.get("scope", ""))
+        begun = self._issuer.authorize_device(client_id, form.get("scope", ""), source=_source(request))
         page = f"{self._base_url}/issuer/device"
         return {
             **asdict(begun),
@@ -127,7 +130,7 @@ class _Site:
         return await _oauth(request, run)
 
     async def device(self, request: Request) -> Response:
-        if request.method == "GET":
+        if request.method != "POST":
             return self._device_page(request.query_params.get("user_code", ""))
         return await self._posted(request, self._approve)
 
@@ -156,7 +159,7 @@ class _Site:
         )
 
     async def enrol(self, request: Request) -> Response:
-        if request.method == "GET":
+        if request.method != "POST":
             return self._enrol_page(request.query_params.get("token", ""))
         return await self._posted(request, self._enrolled)
 
@@ -184,7 +187,7 @@ class _Site:
 
     async def _posted(self, request: Request, run: Callable[[Request, dict[str, str]], Response]) -> Response:
         try:
-            form = _form_fields(await read_body(request, _FORM_BYTES))
+            form = await _form_of(request)
         except ModelkeepError as exc:
             return self._page("Refused", f"<p>{html.escape(exc.message)}</p>", status=status_of(exc))
         cookie = request.cookies.get(_CSRF_COOKIE, "")
@@ -218,6 +221,8 @@ class _Site:
             samesite="strict",
             secure=self._base_url.startswith("https://"),
         )
+        if isinstance(wrong, RateLimitedError):
+            response.headers["retry-after"] = str(wrong.retry_after_s)
         return response
 
     def _page(self, title: str, body: str, *, status: int = 200) -> Response:
@@ -232,20 +237,30 @@ class _Site:
 
 async def _oauth(request: Request, run: Callable[[Request, dict[str, str]], dict[str, object]]) -> Response:
     try:
-        form = _form_fields(await read_body(request, _FORM_BYTES))
+        form = await _form_of(request)
         return _json(await run_in_threadpool(run, request, form))
     except RateLimitedError as exc:
         headers = {"retry-after": str(exc.retry_after_s)}
         return _json({"error": "slow_down", "error_description": exc.message}, status=429, headers=headers)
+    except OAuthError as exc:
+        refused: dict[str, object] = {"error": exc.error_code, "error_description": exc.message}
+        if exc.error_code != "invalid_client":
+            return _json(refused, status=400)
+        return _json(refused, status=401, headers={"www-authenticate": 'Basic realm="modelkeep"'})
     except ModelkeepError as exc:
-        code = exc.error_code if isinstance(exc, OAuthError) else "invalid_request"
-        status = 401 if code == "invalid_client" else 400
-        return _json({"error": code, "error_description": exc.message}, status=status)
+        code = "invalid_request" if isinstance(exc, CallerError) else "temporarily_unavailable"
+        failed: dict[str, object] = {"error": code, "error_description": exc.message}
+        return _json(failed, status=status_of(exc))
 
 
-def _form_fields(raw: bytes) -> dict[str, str]:
+async def _form_of(request: Request) -> dict[str, str]:
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM_TYPE:
+        raise OAuthError(f"send the body as `{_FORM_TYPE}`")
+    raw = await read_body(request, _FORM_BYTES)
     try:
-        pairs = parse_qsl(raw.decode("ascii"), keep_blank_values=True, strict_parsing=bool(raw), max_num_fields=20)
+        pairs = parse_qsl(
+            raw.decode("ascii"), keep_blank_values=True, strict_parsing=bool(raw), errors="strict", max_num_fields=20
+        )
     except (UnicodeDecodeError, ValueError) as exc:
         raise OAuthError("the body is not a form") from exc
     form = dict(pairs)
@@ -258,11 +273,16 @@ def _client(request: Request, form: dict[str, str]) -> tuple[str, str]:
     header = request.headers.get("authorization", "")
     if not header.lower().startswith("basic "):
         return form.get("client_id", ""), form.get("client_secret", "")
+    if "client_secret" in form:
+        raise OAuthError("the client authenticates in two ways; use one")  # RFC 6749, section 2.3
     try:
         name, _, secret = base64.b64decode(header[6:], validate=True).decode("utf-8").partition(":")
     except (binascii.Error, UnicodeDecodeError) as exc:
         raise OAuthError("the Authorization header is not Basic", code="invalid_client") from exc
-    return unquote_plus(name), unquote_plus(secret)
+    name, secret = unquote_plus(name), unquote_plus(secret)
+    if form.get("client_id", name) != name:
+        raise OAuthError("the client's id differs between header and form")
+    return name, secret
 
 
 def _source(request: Request) -> str:

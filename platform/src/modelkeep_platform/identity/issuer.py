@@ -1,29 +1,27 @@
 """The embedded OpenID issuer: client credentials, device authorization (RFC 8628), refresh with rotation.
 
 Tokens have the shape Keycloak gives, so one verifier serves both. Signing keys are ES256, kept sealed; a rotated key
-still verifies until its last token is over. A refresh token works once: its second use revokes the whole family.
+still verifies until its last token is over, and no longer. A refresh token works once: its second use revokes the
+whole family. Passwords are guessed ten times a quarter of an hour for each code, person and source, then refused.
 """
 
-import json
 import secrets
-import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 import sqlalchemy as sa
-from joserfc import jws
-from joserfc.jwk import ECKey
 
 from modelkeep_platform.core.callers import PrincipalKind
-from modelkeep_platform.core.errors import CallerError
+from modelkeep_platform.core.errors import CallerError, UnauthenticatedError, UnavailableError
 from modelkeep_platform.core.ids import PLATFORM, TenantId, new_object_id
 from modelkeep_platform.core.ports import Clock, Entropy
-from modelkeep_platform.core.secrets import SecretBytes
 from modelkeep_platform.identity.authenticate import AUDIENCE, OPERATOR_AUDIENCE, SDK_CLIENT
+from modelkeep_platform.identity.keyring import Keyring, SecretStore
 from modelkeep_platform.identity.memberships import Membership, Memberships
 from modelkeep_platform.identity.registry import ACTIVE, TenantRegistry
 from modelkeep_platform.identity.secrets import GuessLimit, new_secret, password_matches, token_hash
+from modelkeep_platform.identity.tokens import LEEWAY_S, verify
 from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.tables.identity import (
     denied_tokens,
@@ -38,19 +36,10 @@ ACCESS_S: Final = 300
 REFRESH_S: Final = 30 * 24 * 3600
 DEVICE_S: Final = 600
 INTERVAL_S: Final = 1
-_KEYS: Final = "issuer-keys"
+_RETIRED_KEY_S: Final = ACCESS_S + 2 * LEEWAY_S
+_DEVICES_BEGUN: Final = 300
 _USER_CODE: Final = "BCDFGHJKLMNPQRSTVWXZ"  # no vowels: no words; RFC 8628, 6.1
 _SYSTEM: Final = System(reason="issue a token")
-
-
-class SecretStore(Protocol):
-    """Keeps the signing keys sealed."""
-
-    def get(self, name: str) -> SecretBytes | None:
-        """Return the secret, or None."""
-
-    def put(self, name: str, secret: SecretBytes) -> None:
-        """Keep it, replacing an older one."""
 
 
 class OAuthError(CallerError):
@@ -63,7 +52,7 @@ class OAuthError(CallerError):
 class DeviceAuthorization:
     """What a device shows its user."""
 
-    device_code: str
+    device_code: str = field(repr=False)
     user_code: str
     expires_in: int
     interval: int
@@ -73,10 +62,10 @@ class DeviceAuthorization:
 class TokenAnswer:
     """An access token, and a refresh token for people."""
 
-    access_token: str
+    access_token: str = field(repr=False)
     token_type: str
     expires_in: int
-    refresh_token: str | None = None
+    refresh_token: str | None = field(default=None, repr=False)
 
 
 class EmbeddedIssuer:
@@ -106,44 +95,22 @@ class EmbeddedIssuer:
         entropy: Entropy,
     ) -> None:
         self._database = database
-        self._secret_store = secret_store
         self.issuer = issuer
         self._registry = registry
         self._memberships = memberships
         self._guesses = guesses
         self._clock = clock
         self._entropy = entropy
-        self._lock = threading.Lock()
-        self._keys: list[dict[str, Any]] = []
-
-    # --- keys -------------------------------------------------------------------------------------
+        # Long enough for a token whose `iat` stands a little ahead of the clock.
+        self._keyring = Keyring(secret_store=secret_store, clock=clock, retired_s=_RETIRED_KEY_S)
 
     def jwks(self) -> Mapping[str, Any]:
-        """Return the public keys, newest first."""
-        return {"keys": [ECKey.import_key(key["jwk"]).as_dict(private=False) for key in self._loaded()]}
+        """Return the public keys whose tokens may still be good, newest first."""
+        return self._keyring.jwks()
 
     def rotate_key(self) -> None:
         """Sign with a new key; older ones verify until their last token is over."""
-        now = self._clock.now_s()
-        kept = [key for key in self._loaded() if key["made_at"] > now - 2 * ACCESS_S or key is self._keys[0]]
-        self._store([_new_key(now), *kept[:4]])
-
-    def _loaded(self) -> list[dict[str, Any]]:
-        with self._lock:
-            if self._keys:
-                return self._keys
-        stored = self._secret_store.get(_KEYS)
-        if stored is None:
-            self._store([_new_key(self._clock.now_s())])
-        else:
-            with self._lock:
-                self._keys = json.loads(stored.reveal())
-        return self._keys
-
-    def _store(self, keys: list[dict[str, Any]]) -> None:
-        self._secret_store.put(_KEYS, SecretBytes(json.dumps(keys).encode()))
-        with self._lock:
-            self._keys = keys
+        self._keyring.rotate()
 
     # --- client credentials -----------------------------------------------------------------------
 
@@ -154,32 +121,32 @@ class EmbeddedIssuer:
             OAuthError: unknown client or wrong secret; which of them is not said.
             RateLimitedError: too many failures.
         """
-        self._guesses.check(f"client:{client_id[:80]}:{source}")
         with self._database.platform(read_only=True) as tx:
             row = tx.first(sa.select(issuer_clients).where(issuer_clients.c.client_id == client_id))
+        # Unknown clients of one source share one count, so that made-up names cannot fill the table.
+        subject = f"client:{'' if row is None else client_id}:{source}"
+        self._guesses.check(subject)
         expected = row["secret_hash"] if row is not None else token_hash("no such client")
         if not secrets.compare_digest(expected, token_hash(client_secret)) or row is None:
-            self._guesses.failed(f"client:{client_id[:80]}:{source}")
+            self._guesses.failed(subject)
             raise OAuthError("the client id or secret is wrong", code="invalid_client")
-        return TokenAnswer(
-            access_token=self._access_token(TenantId(row["tenant"]), row["subject"], client_id),
-            token_type="Bearer",  # noqa: S106 -- RFC 6750's token type
-            expires_in=ACCESS_S,
-        )
+        return _answer(self._access_token(TenantId(row["tenant"]), row["subject"], client_id))
 
     # --- device authorization ---------------------------------------------------------------------
 
-    def authorize_device(self, client_id: str, scope: str) -> DeviceAuthorization:
+    def authorize_device(self, client_id: str, scope: str, *, source: str) -> DeviceAuthorization:
         """Begin a device login; the scope names the tenant, ``organization:<slug>``.
 
         Raises:
             OAuthError: another client than the SDK's, or no tenant in the scope.
+            RateLimitedError: too many were begun from `source`.
         """
         if client_id != SDK_CLIENT:
             raise OAuthError("this client may not log people in", code="unauthorized_client")
         slugs = [word.removeprefix("organization:") for word in scope.split() if word.startswith("organization:")]
         if len(slugs) != 1:
             raise OAuthError("ask for the scope `organization:<slug>` of one tenant", code="invalid_scope")
+        self._guesses.attempt(f"device:{source}", most=_DEVICES_BEGUN)
         tenant = self._registry.by_slug(slugs[0])
         device_code, user_code = new_secret("dev"), "".join(secrets.choice(_USER_CODE) for _ in range(8))
         now = self._clock.now_s()
@@ -205,19 +172,25 @@ class EmbeddedIssuer:
 
         Raises:
             OAuthError: code, name or password is wrong; which of them is not said.
-            RateLimitedError: too many failures.
+            RateLimitedError: too many failures with this code, for this person, or from this source.
+            UnavailableError: too many people log in at once.
         """
         code = user_code.upper().replace("-", "").replace(" ", "")[:16]
         with self._database.platform(read_only=True) as tx:
             row = tx.first(sa.select(device_codes).where(device_codes.c.user_code == code))
         tenant = TenantId(row["tenant"] if row is not None else "")
-        subjects = (f"user:{tenant}:{username[:64]}", f"source:{source}")
-        self._guesses.check(*subjects)
+        subjects = (f"source:{source}", f"code:{code}", f"user:{tenant}:{username[:64]}")
+        self._guesses.attempt(*subjects)
         with self._database.tenant(tenant, by=_SYSTEM, read_only=True) as own:
             user = own.first(own.select(issuer_users).where(issuer_users.c.username == username))
-        if not password_matches(password, None if user is None else user["password_hash"]) or user is None:
-            self._guesses.failed(*subjects)
+        try:
+            right = password_matches(password, None if user is None else user["password_hash"])
+        except UnavailableError:
+            self._guesses.forgive(*subjects)
+            raise
+        if not right or user is None:
             raise OAuthError("the code, the name or the password is wrong", code="access_denied")
+        self._guesses.forgive(*subjects)
         with self._database.platform() as tx:
             changed = tx.execute(
                 sa.update(device_codes)
@@ -251,7 +224,22 @@ class EmbeddedIssuer:
                 refusal = None if used.rowcount else OAuthError("the code was used", code="invalid_grant")
         if refusal is not None or row is None:
             raise refusal or OAuthError("the code is not known", code="invalid_grant")
-        return self._person_tokens(TenantId(row["tenant"]), row["subject"], client_id, family=None)
+        tenant, subject, refresh_token = TenantId(row["tenant"]), row["subject"], new_secret("mkr")
+        access_token = self._access_token(tenant, subject, client_id)
+        with self._database.platform() as tx:
+            tx.execute(sa.delete(refresh_tokens).where(refresh_tokens.c.expires_at <= now))
+            tx.execute(
+                sa.insert(refresh_tokens).values(
+                    token_hash=token_hash(refresh_token),
+                    family=new_object_id(self._entropy, "fam"),
+                    tenant=tenant,
+                    subject=subject,
+                    client_id=client_id,
+                    issued_at=now,
+                    expires_at=now + REFRESH_S,
+                )
+            )
+        return _answer(access_token, refresh_token)
 
     # --- refresh ----------------------------------------------------------------------------------
 
@@ -261,16 +249,25 @@ class EmbeddedIssuer:
         Raises:
             OAuthError: it is unknown, over, used or revoked, or of another client.
         """
-        now = self._clock.now_s()
+        successor = new_secret("mkr")
         with self._database.platform() as tx:
             row = tx.first(sa.select(refresh_tokens).where(refresh_tokens.c.token_hash == token_hash(refresh_token)))
-            fresh = row is not None and self._spend(tx, row, client_id, now)
+            fresh = row is not None and self._spend(tx, row, client_id, token_hash(successor))
         if row is None or not fresh:
             raise OAuthError("the refresh token is over; log in again", code="invalid_grant")
-        return self._person_tokens(TenantId(row["tenant"]), row["subject"], client_id, family=row)
+        tenant = TenantId(row["tenant"])
+        if row["issued_at"] <= self._membership(tenant, row["subject"]).not_before:
+            raise OAuthError("the refresh token is over; log in again", code="invalid_grant")
+        return _answer(self._access_token(tenant, row["subject"], client_id), successor)
 
     def revoke(self, token: str) -> None:
-        """Revoke a refresh token's family (RFC 7009); an unknown token is no error."""
+        """Revoke a refresh token's family, or one access token (RFC 7009); an unknown token is no error.
+
+        A revoked access token is refused by every process once it has seen the epoch move, within 200 ms.
+        """
+        if "." in token:
+            self._revoke_access(token)
+            return
         with self._database.platform() as tx:
             row = tx.first(sa.select(refresh_tokens).where(refresh_tokens.c.token_hash == token_hash(token)))
             if row is not None:
@@ -279,11 +276,29 @@ class EmbeddedIssuer:
     def deny(self, tx: PlatformTransaction, token_id: str) -> None:
         """Put an access token on the list of denied ones until it would be over anyway."""
         now = self._clock.now_s()
-        tx.execute(sa.delete(denied_tokens).where(denied_tokens.c.expires_at < now))
-        tx.execute(sa.insert(denied_tokens).values(token_id=token_id, expires_at=now + ACCESS_S))
+        over = sa.or_(denied_tokens.c.expires_at < now, denied_tokens.c.token_id == token_id)
+        tx.execute(sa.delete(denied_tokens).where(over))
+        tx.execute(sa.insert(denied_tokens).values(token_id=token_id, expires_at=now + _RETIRED_KEY_S))
         tx.bump_epoch()
 
-    def _spend(self, tx: PlatformTransaction, row: Row, client_id: str, now: int) -> bool:
+    def _revoke_access(self, token: str) -> None:
+        for audience in (AUDIENCE, OPERATOR_AUDIENCE):
+            try:
+                claims = verify(
+                    token,
+                    keys=self.jwks(),
+                    issuer=self.issuer,
+                    audience=audience,
+                    now=self._clock.now_s(),
+                    organization=False,
+                )
+            except UnauthenticatedError:
+                continue
+            with self._database.platform() as tx:
+                self.deny(tx, claims.token_id)
+
+    def _spend(self, tx: PlatformTransaction, row: Row, client_id: str, successor_hash: str) -> bool:
+        now = self._clock.now_s()
         if row["client_id"] != client_id or row["expires_at"] <= now:
             return False
         used = tx.execute(
@@ -294,35 +309,13 @@ class EmbeddedIssuer:
         if not used.rowcount:
             tx.execute(sa.delete(refresh_tokens).where(refresh_tokens.c.family == row["family"]))
             return False
+        # INVARIANT: the successor is there when its predecessor is spent: a replay that comes between finds it
+        # and revokes it with the family. The family's end is not moved by use.
+        kept = {name: row[name] for name in ("family", "tenant", "subject", "client_id", "issued_at", "expires_at")}
+        tx.execute(sa.insert(refresh_tokens).values(token_hash=successor_hash, **kept))
         return True
 
     # --- tokens -----------------------------------------------------------------------------------
-
-    def _person_tokens(self, tenant: TenantId, subject: str, client_id: str, *, family: Row | None) -> TokenAnswer:
-        membership = self._membership(tenant, subject)
-        now = self._clock.now_s()
-        if family is not None and family["issued_at"] <= membership.not_before:
-            raise OAuthError("the refresh token is over; log in again", code="invalid_grant")
-        access = self._access_token(tenant, subject, client_id)
-        refresh_token = new_secret("mkr")
-        with self._database.platform() as tx:
-            tx.execute(
-                sa.insert(refresh_tokens).values(
-                    token_hash=token_hash(refresh_token),
-                    family=new_object_id(self._entropy, "fam") if family is None else family["family"],
-                    tenant=tenant,
-                    subject=subject,
-                    client_id=client_id,
-                    issued_at=now if family is None else family["issued_at"],
-                    expires_at=now + REFRESH_S if family is None else family["expires_at"],
-                )
-            )
-        return TokenAnswer(
-            access_token=access,
-            token_type="Bearer",  # noqa: S106 -- RFC 6750's token type
-            expires_in=ACCESS_S,
-            refresh_token=refresh_token,
-        )
 
     def _access_token(self, tenant: TenantId, subject: str, client_id: str) -> str:
         membership = self._membership(tenant, subject)
@@ -341,9 +334,7 @@ class EmbeddedIssuer:
         }
         if tenant != PLATFORM:
             claims["organization"] = {self._registry.slug_of(tenant): {"id": tenant}}
-        key = ECKey.import_key(self._loaded()[0]["jwk"])
-        header = {"alg": "ES256", "typ": "JWT", "kid": key.kid}
-        return jws.serialize_compact(header, json.dumps(claims).encode(), key, algorithms=["ES256"])
+        return self._keyring.sign(claims)
 
     def _membership(self, tenant: TenantId, subject: str) -> Membership:
         known = self._registry.by_id(tenant)
@@ -390,6 +381,10 @@ def _device_refusal(row: Row | None, client_id: str, now: int) -> OAuthError | N
     return OAuthError("the person has not approved yet", code="authorization_pending")
 
 
-def _new_key(now: int) -> dict[str, Any]:
-    key = ECKey.generate_key("P-256", {"use": "sig", "alg": "ES256"}, private=True, auto_kid=True)
-    return {"made_at": now, "jwk": key.as_dict(private=True)}
+def _answer(access_token: str, refresh_token: str | None = None) -> TokenAnswer:
+    return TokenAnswer(
+        access_token=access_token,
+        token_type="Bearer",  # noqa: S106 -- RFC 6750's token type
+        expires_in=ACCESS_S,
+        refresh_token=refresh_token,
+    )

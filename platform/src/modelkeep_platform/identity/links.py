@@ -1,6 +1,9 @@
-"""One-time links: enrolment of a tenant's first administrator, invitation of a member."""
+"""One-time links: enrolment of a tenant's first administrator, invitation of a member.
 
-from dataclasses import dataclass
+A tenant has at most one enrolment link that works. Only the hash of a link's token is kept.
+"""
+
+from dataclasses import dataclass, field
 from typing import Final
 
 import sqlalchemy as sa
@@ -26,8 +29,8 @@ class UsedLinkError(UnprocessableError):
 class Link:
     """A link, shown once; only its hash is kept."""
 
-    token: str
-    url: str
+    token: str = field(repr=False)
+    url: str = field(repr=False)
     expires_at: int
 
 
@@ -45,21 +48,32 @@ class Links:
         self._clock = clock
         self._base_url = base_url
 
-    def make(self, tenant: TenantId, *, subject: str | None, username: str | None) -> Link:
-        """Make a link for `subject`, or for a tenant's new administrator when None."""
-        with self._database.platform() as tx:
-            return self.make_in(tx, tenant, subject=subject, username=username)
-
     def make_in(self, tx: PlatformTransaction, tenant: TenantId, *, subject: str | None, username: str | None) -> Link:
-        """Make a link within an open transaction."""
+        """Make a link for `subject`, or for a tenant's new administrator when None; older such links end."""
         token = new_secret("enr")
-        expires_at = self._clock.now_s() + KEEP_S
+        now = self._clock.now_s()
+        expires_at = now + KEEP_S
+        same = links.c.subject.is_(None) if subject is None else links.c.subject == subject
+        tx.execute(
+            sa.update(links).where(links.c.tenant == tenant, same, links.c.used_at.is_(None)).values(used_at=now)
+        )
         tx.execute(
             sa.insert(links).values(
                 token_hash=token_hash(token), tenant=tenant, subject=subject, username=username, expires_at=expires_at
             )
         )
         return Link(token=token, url=f"{self._base_url}/issuer/enrol?token={token}", expires_at=expires_at)
+
+    def refuse_unusable(self, token: str) -> None:
+        """Raise early, before work is done for a link that cannot be used; `use` decides.
+
+        Raises:
+            UsedLinkError: it cannot be used.
+        """
+        with self._database.platform(read_only=True) as tx:
+            row = tx.first(sa.select(links).where(links.c.token_hash == token_hash(token)))
+        if row is None or row["used_at"] is not None or row["expires_at"] <= self._clock.now_s():
+            raise unusable()
 
     def use(self, tx: PlatformTransaction, token: str) -> Row:
         """Mark the link used, by one conditional UPDATE, and return its row.
@@ -75,5 +89,10 @@ class Links:
         )
         row = tx.first(sa.select(links).where(links.c.token_hash == token_hash(token)))
         if not changed.rowcount or row is None:
-            raise UsedLinkError("this link was used, is over, or never was; ask for a new one")
+            raise unusable()
         return row
+
+
+def unusable() -> UsedLinkError:
+    """Return the one refusal of links, whatever the reason."""
+    return UsedLinkError("this link was used, is over, or never was; ask for a new one")

@@ -99,12 +99,12 @@ class MemberService:
             not_before=0,
             created_at=now,
         )
-        with self._database.tenant(caller.tenant, by=decision) as tx:
-            self._memberships.add(tx, membership)
+        with self._database.platform() as tx:
+            self._memberships.add(tx.as_tenant(decision.ref.owner), membership)
+            link = self._links.make_in(tx, caller.tenant, subject=membership.subject, username=membership.name)
             self._recorder.record(tx, _event(caller, Action.MEMBER_INVITE, membership))
             tx.bump_epoch()
         self._epoch.refresh()
-        link = self._links.make(caller.tenant, subject=membership.subject, username=membership.name)
         return MemberInvited(member=_member(membership), invitation=link)
 
     def update(self, caller: TenantCaller, member_id: str, roles: frozenset[Role]) -> Member:
@@ -118,6 +118,7 @@ class MemberService:
         decision = self._authorizer.require(caller, Action.MEMBER_UPDATE, ref)
         wanted = check_roles(roles)
         with self._database.tenant(caller.tenant, by=decision) as tx:
+            tx.bump_epoch()
             if Role.TENANT_ADMIN not in wanted:
                 self._memberships.refuse_last_admin(tx, member_id)
             self._memberships.set(tx, member_id, roles=wanted)
@@ -125,7 +126,6 @@ class MemberService:
             if changed is None:
                 raise RuntimeError("a member vanished within a transaction")
             self._recorder.record(tx, _event(caller, Action.MEMBER_UPDATE, changed))
-            tx.bump_epoch()
         self._epoch.refresh()
         return _member(changed)
 
@@ -139,13 +139,13 @@ class MemberService:
         ref = self._ref(caller, member_id)
         decision = self._authorizer.require(caller, Action.MEMBER_REMOVE, ref)
         with self._database.tenant(caller.tenant, by=decision) as tx:
+            tx.bump_epoch()
             self._memberships.refuse_last_admin(tx, member_id)
             gone = self._memberships.find(tx, member_id)
             self._memberships.remove(tx, member_id)
             tx.change(tx.delete(issuer_users).where(issuer_users.c.subject == member_id))
             if gone is not None:
                 self._recorder.record(tx, _event(caller, Action.MEMBER_REMOVE, gone))
-            tx.bump_epoch()
         self._epoch.refresh()
 
     def _ref(self, caller: TenantCaller, member_id: str) -> ResourceRef:

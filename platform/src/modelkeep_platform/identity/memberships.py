@@ -86,15 +86,27 @@ class Memberships:
         """Delete one membership."""
         tx.change(tx.delete(memberships).where(memberships.c.issuer == self._issuer, memberships.c.subject == subject))
 
+    def void_tokens(self, tx: TenantTransaction, subject: str, now: int) -> None:
+        """Make every token that the subject has void; the next one issued is good, even in the same second."""
+        # INVARIANT: `not_before` only grows. A token issued after a change carries at least `not_before + 1`, which
+        # may be a second ahead of the clock; a second change in that second must end it too.
+        later = sa.case((memberships.c.not_before >= now, memberships.c.not_before + 1), else_=now)
+        self.set(tx, subject, not_before=later)
+
+    def administrators(self, tx: TenantTransaction) -> frozenset[str]:
+        """Return the subjects of the tenant's active administrators."""
+        rows = tx.all(self._select(tx).where(memberships.c.state == "active", memberships.c.kind == PrincipalKind.USER))
+        return frozenset(row["subject"] for row in rows if Role.TENANT_ADMIN in json.loads(row["roles"]))
+
     def refuse_last_admin(self, tx: TenantTransaction, subject: str) -> None:
         """Raise when `subject` is the tenant's only active administrator.
+
+        Bump the epoch in `tx` first: its row is the lock that lets one change of administrators happen at a time.
 
         Raises:
             ConflictError: it is.
         """
-        rows = tx.all(self._select(tx).where(memberships.c.state == "active", memberships.c.kind == PrincipalKind.USER))
-        admins = {row["subject"] for row in rows if Role.TENANT_ADMIN in json.loads(row["roles"])}
-        if admins == {subject}:
+        if self.administrators(tx) == {subject}:
             raise ConflictError(
                 "this is the tenant's last administrator; make another one first", code="last_administrator"
             )

@@ -1,6 +1,6 @@
 """Service accounts: applications that log in by client credentials. A secret is shown once, to the tenant only."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import sqlalchemy as sa
 
@@ -34,7 +34,7 @@ class ServiceAccountSecret:
     """An account with its secret, which is kept as a hash only."""
 
     service_account: ServiceAccount
-    client_secret: str
+    client_secret: str = field(repr=False)
 
 
 class ServiceAccountService:
@@ -121,7 +121,7 @@ class ServiceAccountService:
         membership = self._require(caller, Action.SERVICE_ACCOUNT_ROTATE, account_id)
         secret = new_secret("mks")
         with self._database.platform() as tx:
-            self._memberships.set(tx.as_tenant(caller.tenant), account_id, not_before=self._clock.now_s())
+            self._memberships.void_tokens(tx.as_tenant(caller.tenant), account_id, self._clock.now_s())
             tx.execute(
                 sa.update(issuer_clients)
                 .where(issuer_clients.c.client_id == account_id, issuer_clients.c.tenant == caller.tenant)

@@ -19,7 +19,7 @@ from modelkeep_platform.core import strictjson
 from modelkeep_platform.core.errors import MalformedError, UnauthenticatedError
 from modelkeep_platform.core.limits import MAX_TOKEN_BYTES, MAX_TOKEN_DEPTH
 
-ALGORITHMS: Final = ("ES256", "RS256", "PS256")
+ALGORITHMS: Final = ("ES256", "RS256", "PS256", "Ed25519")
 LEEWAY_S: Final = 30
 _SEGMENTS: Final = 3
 _MAX_TIME: Final = 1 << 53
@@ -140,6 +140,8 @@ def _check_addressing(claims: dict[str, Any], issuer: str, audience: str) -> Non
 def _check_times(claims: dict[str, Any], now: int) -> tuple[int, int]:
     issued_at, expires_at = _seconds(claims, "iat"), _seconds(claims, "exp")
     not_before = _seconds(claims, "nbf") if "nbf" in claims else issued_at
+    if expires_at <= issued_at:
+        raise InvalidTokenError("the token ends before it begins")
     if expires_at <= now:
         raise ExpiredTokenError("the token has expired; log in again")
     if issued_at > now + LEEWAY_S or not_before > now + LEEWAY_S:

@@ -1,13 +1,13 @@
 """Tenants: an operator adds them, their first administrator enrols by a one-time link, an operator suspends them.
 
 Creating a tenant makes its registry row, its keys and its first policy version in one transaction. The operator gets
-the link, never a tenant's secret or content.
+the link, never a tenant's secret or content: once a tenant has an administrator no enrolment link of it works and
+none can be made, so an operator cannot become a tenant's administrator later.
 """
 
 from dataclasses import dataclass
 from typing import Protocol
 
-import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError as DuplicateError
 
 from modelkeep_platform.core.actions import Action
@@ -26,13 +26,13 @@ from modelkeep_platform.core.ids import (
 )
 from modelkeep_platform.core.ports import Authorizer, Clock, Entropy, EpochSource, Recorder, Sealer
 from modelkeep_platform.core.refs import PLATFORM_REF, Kind, missing
-from modelkeep_platform.identity.links import Link, Links, UsedLinkError
+from modelkeep_platform.identity.links import Link, Links, unusable
 from modelkeep_platform.identity.memberships import Membership, Memberships
 from modelkeep_platform.identity.registry import ACTIVE, SUSPENDED, Tenant, TenantRegistry
-from modelkeep_platform.identity.secrets import check_password, hash_password, token_hash
+from modelkeep_platform.identity.secrets import check_password, hash_password
 from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.pages import Page, PageRequest, page_of
-from modelkeep_platform.storage.tables.identity import issuer_users, links
+from modelkeep_platform.storage.tables.identity import issuer_users
 from modelkeep_platform.storage.transactions import PlatformTransaction, TenantTransaction
 
 _MAX_NAME = 120
@@ -163,15 +163,22 @@ class TenantService:
         return self._set_state(caller, slug, Action.TENANT_RESUME, ACTIVE)
 
     def new_enrolment_link(self, caller: OperatorCaller, slug: str) -> Link:
-        """Make another enrolment link, for a tenant whose first was lost.
+        """Make another enrolment link, for a tenant whose first was lost; the first ends.
 
         Raises:
             NotFoundError: there is no such tenant.
+            ConflictError: the tenant has an administrator, who invites further people.
         """
         tenant = self._find(caller, slug, Action.TENANT_ENROL)
         with self._database.platform() as tx:
+            tx.bump_epoch()
+            if self._memberships.administrators(tx.as_tenant(tenant.id)):
+                raise ConflictError(
+                    f"`{tenant.slug}` has an administrator; ask them to invite people", code="already_enrolled"
+                )
             link = self._links.make_in(tx, tenant.id, subject=None, username=None)
             self._record(tx, caller, Action.TENANT_ENROL, tenant)
+        self._epoch.refresh()
         return link
 
     def enrol(self, token: str, username: str, password: str) -> Enrolled:
@@ -186,15 +193,16 @@ class TenantService:
             UnprocessableError: the link, name or password cannot be used; a refused name leaves the link usable.
             ConflictError: the name is taken.
         """
+        self._links.refuse_unusable(token)
         check_name(username, what="member")
         hashed = hash_password(check_password(password))
         now = self._clock.now_s()
-        self._refuse_unknown(token)
         with self._database.platform() as tx:
+            tx.bump_epoch()
             row = self._links.use(tx, token)
             tenant = self._registry.by_id(TenantId(row["tenant"]))
             if tenant is None or tenant.state != ACTIVE:
-                raise UsedLinkError("this link was used, is over, or never was; ask for a new one")
+                raise unusable()
             own = tx.as_tenant(tenant.id)
             membership = self._admit(own, row["subject"], row["username"], username, now)
             own.insert(issuer_users, username=membership.name, subject=membership.subject, password_hash=hashed)
@@ -206,7 +214,6 @@ class TenantService:
                 personal={"member": membership.name},
             )
             self._recorder.record(tx, event)
-            tx.bump_epoch()
         self._epoch.refresh()
         return Enrolled(
             tenant=tenant,
@@ -215,16 +222,12 @@ class TenantService:
             roles=tuple(sorted(membership.roles)),
         )
 
-    def _refuse_unknown(self, token: str) -> None:
-        with self._database.platform(read_only=True) as tx:
-            row = tx.first(sa.select(links).where(links.c.token_hash == token_hash(token)))
-        if row is None:
-            raise UsedLinkError("this link was used, is over, or never was; ask for a new one")
-
     def _admit(
         self, own: TenantTransaction, subject: str | None, invited_as: str | None, username: str, now: int
     ) -> Membership:
         if subject is None:
+            if self._memberships.administrators(own):
+                raise unusable()
             membership = Membership(
                 subject=PrincipalId(new_object_id(self._entropy, "usr")),
                 kind=PrincipalKind.USER,
@@ -242,7 +245,7 @@ class TenantService:
         self._memberships.set(own, subject, state=ACTIVE)
         found = self._memberships.find(own, subject)
         if found is None:
-            raise UsedLinkError("the invitation was withdrawn; ask for a new one")
+            raise unusable()
         return found
 
     def _set_state(self, caller: OperatorCaller, slug: str, action: Action, state: str) -> Tenant:
