@@ -15,6 +15,7 @@ from fakes.core import FakeClock, FakeRecorder, operator_caller
 from fakes.identity import CLAIMS, ISSUER, NOW, Forger, IdentityRoom, b64
 from modelkeep_platform.core.callers import OperatorCaller, Role, TenantCaller
 from modelkeep_platform.core.errors import UnauthenticatedError
+from modelkeep_platform.identity import secrets
 from modelkeep_platform.identity.tokens import ExpiredTokenError, InvalidTokenError, verify
 from modelkeep_platform.storage.database import Database
 
@@ -22,7 +23,8 @@ KID = "key-1"
 
 
 @pytest.fixture
-def room(database: Database, clock: FakeClock, recorder: FakeRecorder) -> IdentityRoom:
+def room(database: Database, clock: FakeClock, recorder: FakeRecorder, monkeypatch: pytest.MonkeyPatch) -> IdentityRoom:
+    monkeypatch.setattr(secrets, "MEMORY_KIB", 64)
     return IdentityRoom(database, clock, recorder)
 
 

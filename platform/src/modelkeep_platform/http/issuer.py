@@ -192,7 +192,7 @@ class _Site:
             return self._page("Refused", f"<p>{html.escape(exc.message)}</p>", status=status_of(exc))
         cookie = request.cookies.get(_CSRF_COOKIE, "")
         same_origin = request.headers.get("origin") == self._base_url
-        if not same_origin or not cookie or not hmac.compare_digest(cookie, form.get("csrf", "")):
+        if not same_origin or not cookie or not hmac.compare_digest(cookie.encode(), form.get("csrf", "").encode()):
             return self._page("Refused", "<p>This form was not sent from its own page. Open it again.</p>", status=403)
         return await run_in_threadpool(run, request, form)
 

@@ -1,0 +1,552 @@
+"""Abuse of the sign-in pages and of the issuer's endpoints, over HTTP: every line of *Login page and issuer*."""
+
+import base64
+import hashlib
+import html
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+import httpx
+import pytest
+import sqlalchemy as sa
+from starlette.applications import Starlette
+
+from fakes.asgi import AsgiClient
+from fakes.core import FakeClock, FakeRecorder
+from fakes.identity import BASE, ISSUER, PASSWORD, IdentityRoom
+from modelkeep_platform.core.callers import Role
+from modelkeep_platform.http.issuer import issuer_routes
+from modelkeep_platform.identity import secrets
+from modelkeep_platform.identity.issuer import DEVICE_S
+from modelkeep_platform.storage.database import Database
+from modelkeep_platform.storage.tables.identity import device_codes, guesses, issuer_users, refresh_tokens
+
+SDK = "modelkeep-sdk"
+FORM = "application/x-www-form-urlencoded"
+DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
+WRONG = "the code, the name or the password is wrong"
+NOT_OURS = "This form was not sent from its own page. Open it again."
+
+
+@dataclass
+class Site:
+    """The issuer's site as a browser and as a client program meet it."""
+
+    room: IdentityRoom
+    http: AsgiClient
+
+    def page(self, path: str) -> httpx.Response:
+        return self.http.get(path)
+
+    def send(
+        self, path: str, fields: dict[str, str], *, origin: str | None = BASE, csrf: str | None = None
+    ) -> httpx.Response:
+        """Open the page, fill in its form, send it."""
+        hidden = dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', self.page(path).text))
+        if csrf is not None:
+            hidden["csrf"] = csrf
+        headers = {} if origin is None else {"origin": origin}
+        return self.http.post(path, data={**hidden, **fields}, headers=headers)
+
+    def begin(self, slug: str = "acme") -> dict[str, str]:
+        answer = self.http.post(
+            "/issuer/device_authorization", data={"client_id": SDK, "scope": f"organization:{slug}"}
+        )
+        assert answer.status_code == 200
+        return {name: str(value) for name, value in answer.json().items()}
+
+    def sign_in(self, code: str, username: str = "ada", password: str = PASSWORD) -> httpx.Response:
+        return self.send("/issuer/device", {"user_code": code, "username": username, "password": password})
+
+    def token(self, **form: str) -> httpx.Response:
+        return self.http.post("/issuer/token", data=form)
+
+    def redeem(self, device_code: str) -> httpx.Response:
+        return self.token(grant_type=DEVICE_GRANT, device_code=device_code, client_id=SDK)
+
+
+@pytest.fixture
+def site(database: Database, clock: FakeClock, recorder: FakeRecorder, monkeypatch: pytest.MonkeyPatch) -> Site:
+    monkeypatch.setattr(secrets, "MEMORY_KIB", 64)
+    room = IdentityRoom(database, clock, recorder)
+    routes = issuer_routes(issuer=room.issuer, tenants=room.tenants, base_url=BASE, entropy=room.entropy)
+    return Site(room, AsgiClient(Starlette(routes=routes), base_url=BASE))
+
+
+def alert(answer: httpx.Response) -> str:
+    found = re.search(r'role="alert">([^<]*)<', answer.text)
+    return html.unescape(found[1]) if found else ""
+
+
+# --- what must work ----------------------------------------------------------------------------------
+
+
+def test_a_person_signs_a_device_in_on_the_page(site: Site) -> None:
+    admin, _ = site.room.enrolled()
+    begun = site.begin()
+    assert begun["verification_uri"] == f"{BASE}/issuer/device"
+    assert begun["verification_uri_complete"] == f"{BASE}/issuer/device?user_code={begun['user_code']}"
+    assert site.redeem(begun["device_code"]).json()["error"] == "authorization_pending"
+    answer = site.sign_in(begun["user_code"])
+    assert (answer.status_code, "signed in" in answer.text) == (200, True)
+    tokens = site.redeem(begun["device_code"])
+    assert (tokens.status_code, tokens.headers["cache-control"]) == (200, "no-store")
+    assert set(tokens.json()) == {"access_token", "token_type", "expires_in", "refresh_token"}
+    assert site.room.tenant_caller(tokens.json()["access_token"]).tenant == admin.tenant
+
+
+def test_a_person_enrols_on_the_page(site: Site) -> None:
+    _, token = site.room.tenant()
+    path = f"/issuer/enrol?token={token}"
+    answer = site.send(path, {"username": "ada", "password": PASSWORD})
+    assert (answer.status_code, "ada of acme" in answer.text) == (200, True)
+    site.room.log_in()
+
+
+def test_an_application_logs_in_by_either_way_of_rfc_6749(site: Site) -> None:
+    admin, _ = site.room.enrolled()
+    made = site.room.account(admin)
+    client, secret = made.service_account.client_id, made.client_secret
+    basic = base64.b64encode(f"{client}:{secret}".encode()).decode()
+    by_header = site.http.post(
+        "/issuer/token", data={"grant_type": "client_credentials"}, headers={"authorization": f"Basic {basic}"}
+    )
+    by_form = site.token(grant_type="client_credentials", client_id=client, client_secret=secret)
+    for answer in (by_header, by_form):
+        assert answer.status_code == 200
+        assert set(answer.json()) == {"access_token", "token_type", "expires_in"}
+
+
+def test_discovery_names_addresses_of_the_issuer_only(site: Site) -> None:
+    document = site.page("/issuer/.well-known/openid-configuration").json()
+    assert document["issuer"] == ISSUER
+    for name in ("jwks_uri", "token_endpoint", "device_authorization_endpoint", "revocation_endpoint"):
+        assert document[name].startswith(f"{ISSUER}/")
+        path = urlsplit(document[name]).path
+        assert site.http.request("OPTIONS", path).status_code == 405
+    (key,) = site.page("/issuer/jwks").json()["keys"]
+    assert "d" not in key
+
+
+# --- guessing ----------------------------------------------------------------------------------------
+
+
+def test_a_wrong_code_name_or_password_reads_the_same(site: Site) -> None:
+    site.room.enrolled("acme", "ada")
+    site.room.enrolled("globex", "gus")
+    code = site.begin()["user_code"]
+    attempts = [
+        ("BBBB-BBBB", "ada", PASSWORD),
+        (code, "nobody", PASSWORD),
+        (code, "gus", PASSWORD),
+        (code, "ada", "wrong password"),
+        (code, "ada", PASSWORD[:-1]),
+        (code, "ADA", PASSWORD),
+        ("", "", ""),
+    ]
+    answers = [site.sign_in(*attempt) for attempt in attempts]
+    assert {(answer.status_code, alert(answer)) for answer in answers} == {(400, WRONG)}
+    assert site.sign_in(code).status_code == 200
+
+
+def test_guessing_of_codes_from_one_source_is_stopped(site: Site) -> None:
+    site.room.enrolled()
+    code = site.begin()["user_code"]
+    for number in range(10):
+        assert site.sign_in(f"CCCC-CCC{'BCDFGHJKLM'[number]}").status_code == 400
+    answer = site.sign_in(code)
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "900")
+    assert alert(answer) == "too many failed attempts; wait and try again"
+    site.room.clock.advance(900)
+    assert site.sign_in(site.begin()["user_code"]).status_code == 200
+
+
+def test_passwords_of_one_person_are_guessed_ten_times_from_everywhere_together(site: Site) -> None:
+    room = site.room
+    room.enrolled()
+    for number in range(10):
+        code = room.issuer.authorize_device(SDK, "organization:acme", source=f"s{number}").user_code
+        with pytest.raises(Exception, match="wrong"):
+            room.issuer.approve_device(code, "ada", "wrong password", source=f"s{number}")
+    assert site.sign_in(site.begin()["user_code"]).status_code == 429
+
+
+def test_spraying_one_password_over_many_people_is_stopped_by_code_and_by_source(site: Site) -> None:
+    room = site.room
+    room.enrolled()
+    code = site.begin()["user_code"]
+    for number in range(10):
+        with pytest.raises(Exception, match="wrong"):
+            room.issuer.approve_device(code, f"user-{number}", "Spring2026!!", source=f"s{number}")
+    assert site.sign_in(code).status_code == 429
+    assert site.sign_in(site.begin()["user_code"]).status_code == 200
+    for number in range(10):
+        fresh = site.begin()["user_code"]
+        assert site.sign_in(fresh, f"user-{number + 20}", "Spring2026!!").status_code == 400
+    assert site.sign_in(site.begin()["user_code"]).status_code == 429
+
+
+def test_spellings_of_a_code_share_its_count(site: Site) -> None:
+    site.room.enrolled()
+    code = site.begin()["user_code"]
+    for spelling in (code, code.lower(), code.replace("-", ""), f" {code} "):
+        site.sign_in(spelling, "ada", "wrong password")
+    with site.room.database.platform(read_only=True) as tx:
+        counted = tx.all(sa.select(guesses).where(guesses.c.what.startswith("code:")))
+    assert [(row["what"], row["count"]) for row in counted] == [(f"code:{code.replace('-', '')}", 4)]
+
+
+def test_client_secrets_are_guessed_ten_times(site: Site) -> None:
+    admin, _ = site.room.enrolled()
+    client = site.room.account(admin).service_account.client_id
+    for _ in range(10):
+        answer = site.token(grant_type="client_credentials", client_id=client, client_secret="guess")
+        assert (answer.status_code, answer.json()["error"]) == (401, "invalid_client")
+        assert answer.headers["www-authenticate"] == 'Basic realm="modelkeep"'
+    answer = site.token(grant_type="client_credentials", client_id=client, client_secret="guess")
+    assert (answer.status_code, answer.json()["error"], answer.headers["retry-after"]) == (429, "slow_down", "900")
+
+
+def test_an_unknown_tenant_cannot_be_told_from_a_known_one(site: Site) -> None:
+    site.room.enrolled()
+    known, unknown = site.begin("acme"), site.begin("nobody")
+    assert known.keys() == unknown.keys()
+    assert site.redeem(known["device_code"]).json() == site.redeem(unknown["device_code"]).json()
+
+
+# --- cross-site requests and framing -----------------------------------------------------------------
+
+
+def approved(site: Site) -> list[str]:
+    with site.room.database.platform(read_only=True) as tx:
+        return [row["state"] for row in tx.all(sa.select(device_codes.c.state))]
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [None, "null", "https://evil.test", "http://keep.test", f"{BASE}:8443", f"{BASE}.evil.test", f"{BASE}/", ""],
+)
+def test_a_form_from_another_origin_is_refused(site: Site, origin: str | None) -> None:
+    site.room.enrolled()
+    code = site.begin()["user_code"]
+    fields = {"user_code": code, "username": "ada", "password": PASSWORD}
+    answer = site.send("/issuer/device", fields, origin=origin)
+    assert (answer.status_code, NOT_OURS in answer.text) == (403, True)
+    assert approved(site) == ["pending"]
+
+
+@pytest.mark.parametrize("csrf", ["", "0" * 48, "é"])
+def test_a_form_without_the_pages_token_is_refused(site: Site, csrf: str) -> None:
+    site.room.enrolled()
+    code = site.begin()["user_code"]
+    fields = {"user_code": code, "username": "ada", "password": PASSWORD}
+    assert site.send("/issuer/device", fields, csrf=csrf).status_code == 403
+    assert approved(site) == ["pending"]
+
+
+def test_a_form_without_the_cookie_is_refused_even_with_a_matching_empty_token(site: Site) -> None:
+    site.room.enrolled()
+    code = site.begin()["user_code"]
+    fields = {"user_code": code, "username": "ada", "password": PASSWORD}
+    for csrf in ("", "x"):
+        answer = site.http.post("/issuer/device", data={**fields, "csrf": csrf}, headers={"origin": BASE})
+        assert answer.status_code == 403
+    assert approved(site) == ["pending"]
+
+
+@pytest.mark.parametrize("path", ["/issuer/device", "/issuer/enrol?token=enr_x"])
+def test_pages_cannot_be_framed_cached_scripted_or_leak_their_address(site: Site, path: str) -> None:
+    for answer in (site.page(path), site.send(path, {"username": "ada", "password": "x", "user_code": "B"})):
+        policy = answer.headers["content-security-policy"]
+        (style,) = re.findall(r"<style>(.*?)</style>", answer.text, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+        assert policy == (
+            f"default-src 'none'; style-src 'sha256-{digest}'; form-action 'self'; frame-ancestors 'none'; "
+            "base-uri 'none'"
+        )
+        assert answer.headers["x-frame-options"] == "DENY"
+        assert answer.headers["cache-control"] == "no-store"
+        # `no-referrer` would make browsers send `Origin: null` with the form, which is refused.
+        assert answer.headers["referrer-policy"] == "same-origin"
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert "<script" not in answer.text
+        assert answer.headers["content-type"] == "text/html; charset=utf-8"
+
+
+def test_the_cookie_is_strict_hidden_from_scripts_and_secure(site: Site) -> None:
+    cookie = site.page("/issuer/device").headers["set-cookie"]
+    parts = {part.strip().lower() for part in cookie.split(";")[1:]}
+    assert parts == {"httponly", "samesite=strict", "secure", "path=/issuer", "max-age=900"}
+
+
+def test_each_page_has_its_own_token(site: Site) -> None:
+    tokens = {re.findall(r'name="csrf" value="(\w+)"', site.page("/issuer/device").text)[0] for _ in range(5)}
+    assert len(tokens) == 5
+    assert all(len(token) == 48 for token in tokens)
+
+
+@pytest.mark.parametrize(
+    "value", ['"><script>alert(1)</script>', "'><img src=x onerror=alert(1)>", "</form><form action=//evil.test>"]
+)
+def test_what_comes_in_the_address_is_shown_as_text(site: Site, value: str) -> None:
+    for path in ("/issuer/device?user_code=", "/issuer/enrol?token="):
+        text = site.http.get(f"{path}{urlencode({'': value})[1:]}").text
+        assert value not in text
+        assert html.escape(value, quote=True) in text
+
+
+def test_passwords_are_not_shown_again(site: Site) -> None:
+    site.room.enrolled()
+    answer = site.sign_in(site.begin()["user_code"], "ada", "mistyped password")
+    assert "mistyped password" not in answer.text
+
+
+# --- open redirects ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["redirect_uri", "next", "return_to", "continue", "post_logout_redirect_uri"])
+def test_nothing_redirects(site: Site, name: str) -> None:
+    site.room.enrolled()
+    evil = {name: "https://evil.test/"}
+    code = site.begin()["user_code"]
+    answers = [
+        site.page(f"/issuer/device?{urlencode(evil)}"),
+        site.send(
+            f"/issuer/device?{urlencode(evil)}", {**evil, "user_code": code, "username": "ada", "password": PASSWORD}
+        ),
+        site.token(grant_type="authorization_code", code="x", **evil),
+        site.page(f"/issuer/authorize?response_type=code&{urlencode(evil)}"),
+        site.page("/issuer//evil.test"),
+    ]
+    for answer in answers:
+        assert answer.status_code in {200, 400, 404}
+        assert "location" not in answer.headers
+        assert "evil.test" not in answer.text
+
+
+def test_the_host_header_does_not_appear_in_answers(site: Site) -> None:
+    for path in ("/issuer/.well-known/openid-configuration", "/issuer/device"):
+        assert "evil.test" not in site.http.get(path, headers={"host": "evil.test"}).text
+    answer = site.http.post(
+        "/issuer/device_authorization",
+        data={"client_id": SDK, "scope": "organization:acme"},
+        headers={"host": "evil.test", "x-forwarded-host": "evil.test"},
+    )
+    assert "evil.test" not in answer.text
+
+
+# --- used twice, or late -----------------------------------------------------------------------------
+
+
+def test_a_code_is_approved_once_and_redeemed_once(site: Site) -> None:
+    site.room.enrolled()
+    begun = site.begin()
+    assert site.sign_in(begun["user_code"]).status_code == 200
+    again = site.sign_in(begun["user_code"])
+    assert (again.status_code, alert(again)) == (400, WRONG)
+    assert site.redeem(begun["device_code"]).status_code == 200
+    twice = site.redeem(begun["device_code"])
+    assert (twice.status_code, twice.json()["error"]) == (400, "invalid_grant")
+    assert site.sign_in(begun["user_code"]).status_code == 400
+
+
+def test_a_late_code_is_refused(site: Site) -> None:
+    site.room.enrolled()
+    begun = site.begin()
+    site.room.clock.advance(DEVICE_S)
+    assert alert(site.sign_in(begun["user_code"])) == WRONG
+    answer = site.redeem(begun["device_code"])
+    assert (answer.status_code, answer.json()["error"]) == (400, "expired_token")
+
+
+def test_a_replayed_refresh_token_revokes_the_family(site: Site) -> None:
+    site.room.enrolled()
+    first = str(site.room.log_in().refresh_token)
+    second = site.token(grant_type="refresh_token", refresh_token=first, client_id=SDK).json()["refresh_token"]
+    replay = site.token(grant_type="refresh_token", refresh_token=first, client_id=SDK)
+    assert (replay.status_code, replay.json()["error"]) == (400, "invalid_grant")
+    robbed = site.token(grant_type="refresh_token", refresh_token=second, client_id=SDK)
+    assert (robbed.status_code, robbed.json()["error"]) == (400, "invalid_grant")
+    with site.room.database.platform(read_only=True) as tx:
+        assert tx.all(sa.select(refresh_tokens)) == []
+
+
+def test_a_link_used_twice_or_late_enrols_nobody(site: Site) -> None:
+    _, used = site.room.tenant("acme")
+    fields = {"username": "ada", "password": PASSWORD}
+    assert site.send(f"/issuer/enrol?token={used}", fields).status_code == 200
+    _, late = site.room.tenant("globex")
+    second = site.send(f"/issuer/enrol?token={used}", {**fields, "username": "eve"})
+    site.room.clock.advance(72 * 3600)
+    third = site.send(f"/issuer/enrol?token={late}", fields)
+    for answer in (second, third, site.send("/issuer/enrol?token=enr_made_up", fields)):
+        assert (answer.status_code, alert(answer)) == (
+            422,
+            "this link was used, is over, or never was; ask for a new one",
+        )
+    with site.room.database.platform(read_only=True) as tx:
+        assert [row["username"] for row in tx.all(sa.select(issuer_users))] == ["ada"]
+
+
+def test_an_enrolment_link_is_no_bearer_token_and_no_refresh_token(site: Site) -> None:
+    admin, _ = site.room.enrolled()
+    link = site.room.members.invite(admin, "ben", frozenset({Role.ANALYST})).invitation.token
+    for form in (
+        {"grant_type": "refresh_token", "refresh_token": link, "client_id": SDK},
+        {"grant_type": DEVICE_GRANT, "device_code": link, "client_id": SDK},
+    ):
+        assert site.token(**form).json()["error"] == "invalid_grant"
+
+
+# --- the form of requests ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/issuer/token", "/issuer/device_authorization", "/issuer/revoke"])
+@pytest.mark.parametrize(
+    ("body", "kind", "status"),
+    [
+        (b"grant_type=a&grant_type=b", FORM, 400),
+        (b"grant_type", FORM, 400),
+        (b"a=%ff", FORM, 400),
+        (b"a=\xff", FORM, 400),
+        (b"a=%zz&b", FORM, 400),
+        (b"&".join(b"f%d=1" % n for n in range(21)), FORM, 400),
+        (b"a=" + b"x" * 16384, FORM, 413),
+        (b'{"grant_type": "client_credentials"}', "application/json", 400),
+        (b"grant_type=client_credentials", "text/plain", 400),
+        (b"grant_type=client_credentials", "", 400),
+        (b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n--b--', "multipart/form-data; boundary=b", 400),
+    ],
+    ids=[
+        "twice",
+        "no value",
+        "not UTF-8",
+        "raw byte",
+        "broken",
+        "many fields",
+        "large",
+        "JSON",
+        "text",
+        "no type",
+        "multipart",
+    ],
+)
+def test_what_is_not_a_small_plain_form_is_refused(site: Site, path: str, body: bytes, kind: str, status: int) -> None:
+    answer = site.http.post(path, content=body, headers={"content-type": kind})
+    assert (answer.status_code, answer.json()["error"]) == (status, "invalid_request")
+    assert answer.headers["cache-control"] == "no-store"
+
+
+def test_a_body_without_a_declared_length_is_stopped_at_the_limit(site: Site) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        for _ in range(64):
+            yield b"a=" + b"x" * 1022
+
+    answer = site.http.post("/issuer/token", content=endless(), headers={"content-type": FORM})
+    assert (answer.status_code, answer.json()["error"]) == (413, "invalid_request")
+
+
+def test_a_page_refuses_the_same_forms_as_a_page(site: Site) -> None:
+    for path in ("/issuer/device", "/issuer/enrol"):
+        for body, kind, status in (
+            (b"a=1&a=2", FORM, 400),
+            (b"a=" + b"x" * 20_000, FORM, 413),
+            (b"{}", "application/json", 400),
+        ):
+            answer = site.http.post(path, content=body, headers={"content-type": kind, "origin": BASE})
+            assert answer.status_code == status
+            assert answer.headers["x-frame-options"] == "DENY"
+            assert "Refused" in answer.text
+
+
+@pytest.mark.parametrize(
+    ("form", "error"),
+    [
+        ({"grant_type": ""}, "unsupported_grant_type"),
+        ({"grant_type": "password", "username": "ada", "password": PASSWORD}, "unsupported_grant_type"),
+        ({"grant_type": "authorization_code", "code": "x"}, "unsupported_grant_type"),
+        ({"grant_type": "implicit"}, "unsupported_grant_type"),
+        ({"grant_type": "client_credentials"}, "invalid_client"),
+        ({"grant_type": "client_credentials", "client_id": SDK}, "invalid_client"),
+        ({"grant_type": "refresh_token", "client_id": SDK}, "invalid_grant"),
+        ({"grant_type": DEVICE_GRANT, "client_id": SDK}, "invalid_grant"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else str(sorted(value.items())),
+)
+def test_other_grants_and_missing_fields_are_refused(site: Site, form: dict[str, str], error: str) -> None:
+    site.room.enrolled()
+    answer = site.token(**form)
+    assert answer.json()["error"] == error
+    assert answer.status_code == (401 if error == "invalid_client" else 400)
+    assert set(answer.json()) == {"error", "error_description"}
+
+
+@pytest.mark.parametrize(
+    ("authorization", "form", "error"),
+    [
+        ("Basic ???", {}, "invalid_client"),
+        ("Basic /w==", {}, "invalid_client"),
+        ("Basic YTpi", {"client_secret": "b"}, "invalid_request"),
+        ("Basic YTpi", {"client_id": "c"}, "invalid_request"),
+        ("Basic YTpi", {"client_id": "a"}, "invalid_client"),
+        ("Bearer YTpi", {}, "invalid_client"),
+    ],
+    ids=["not base64", "not UTF-8", "two ways", "two names", "same name", "not Basic"],
+)
+def test_broken_or_double_client_authentication_is_refused(
+    site: Site, authorization: str, form: dict[str, str], error: str
+) -> None:
+    answer = site.http.post(
+        "/issuer/token",
+        data={"grant_type": "client_credentials", **form},
+        headers={"authorization": authorization},
+    )
+    assert answer.json()["error"] == error
+
+
+@pytest.mark.parametrize("path", ["/issuer/token", "/issuer/device_authorization", "/issuer/revoke"])
+def test_secrets_are_not_taken_from_the_address(site: Site, path: str) -> None:
+    assert site.page(f"{path}?grant_type=client_credentials").status_code == 405
+    answer = site.http.post(
+        f"{path}?grant_type=client_credentials&client_id=a&client_secret=b", headers={"content-type": FORM}
+    )
+    assert dict(parse_qsl(answer.text)) == {}
+    assert answer.json() in (
+        {"error": "unsupported_grant_type", "error_description": "this grant type is not supported"},
+        {"error": "unauthorized_client", "error_description": "this client may not log people in"},
+        {},
+    )
+
+
+def test_a_head_request_changes_nothing(site: Site) -> None:
+    for path in ("/issuer/device", "/issuer/enrol?token=enr_x"):
+        answer = site.http.request("HEAD", path)
+        assert (answer.status_code, answer.text) == (200, "")
+
+
+def test_logging_out_revokes_and_tells_nobody_what_was_known(site: Site) -> None:
+    site.room.enrolled()
+    token = str(site.room.log_in().refresh_token)
+    for known in (token, token, "mkr_unknown", "a.b.c", ""):
+        answer = site.http.post("/issuer/revoke", data={"token": known, "client_id": SDK})
+        assert (answer.status_code, answer.json()) == (200, {})
+    assert site.token(grant_type="refresh_token", refresh_token=token, client_id=SDK).json()["error"] == "invalid_grant"
+
+
+def test_when_too_many_log_in_at_once_the_answer_is_503_and_no_guess_is_counted(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.room.enrolled()
+    code = site.begin()["user_code"]
+    monkeypatch.setattr(secrets, "_HASHING_WAIT_S", 0.0)
+    taken = [secrets._hashing.acquire(blocking=False) for _ in range(secrets._HASHING_AT_ONCE)]
+    try:
+        for _ in range(11):
+            answer = site.sign_in(code)
+            assert (answer.status_code, alert(answer)) == (503, "too many people log in at once; try again")
+    finally:
+        for _ in taken:
+            secrets._hashing.release()
+    assert site.sign_in(code).status_code == 200
