@@ -237,6 +237,25 @@ def test_a_form_from_another_origin_is_refused(site: Site, origin: str | None) -
     assert approved(site) == ["pending"]
 
 
+@pytest.mark.parametrize(
+    ("base_url", "origin"),
+    [
+        ("https://Keep.Test", "https://keep.test"),
+        ("https://keep.test:443", "https://keep.test"),
+        ("http://127.0.0.1:80", "http://127.0.0.1"),
+        ("http://127.0.0.1:8765", "http://127.0.0.1:8765"),
+        ("http://[::1]:8765", "http://[::1]:8765"),
+    ],
+)
+def test_the_own_origin_is_recognised_as_browsers_write_it(site: Site, base_url: str, origin: str) -> None:
+    room = site.room
+    routes = issuer_routes(issuer=room.issuer, tenants=room.tenants, base_url=base_url, entropy=room.entropy)
+    own = Site(room, AsgiClient(Starlette(routes=routes), base_url=base_url))
+    fields = {"user_code": "B", "username": "ada", "password": PASSWORD}
+    assert own.send("/issuer/device", fields, origin=origin).status_code == 400
+    assert own.send("/issuer/device", fields, origin="https://evil.test").status_code == 403
+
+
 @pytest.mark.parametrize("csrf", ["", "0" * 48, "é"])
 def test_a_form_without_the_pages_token_is_refused(site: Site, csrf: str) -> None:
     site.room.enrolled()

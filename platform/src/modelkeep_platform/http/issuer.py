@@ -12,7 +12,7 @@ import html
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Final
-from urllib.parse import parse_qsl, unquote_plus
+from urllib.parse import parse_qsl, unquote_plus, urlsplit
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -69,6 +69,7 @@ class _Site:
         self._tenants = tenants
         self._base_url = base_url
         self._entropy = entropy
+        self._origin = _origin(base_url)
         self._style_hash = base64.b64encode(_sha256(_STYLE.encode())).decode("ascii")
 
     async def discovery(self, _request: Request) -> Response:
@@ -191,7 +192,7 @@ class _Site:
         except ModelkeepError as exc:
             return self._page("Refused", f"<p>{html.escape(exc.message)}</p>", status=status_of(exc))
         cookie = request.cookies.get(_CSRF_COOKIE, "")
-        same_origin = request.headers.get("origin") == self._base_url
+        same_origin = request.headers.get("origin") == self._origin
         if not same_origin or not cookie or not hmac.compare_digest(cookie.encode(), form.get("csrf", "").encode()):
             return self._page("Refused", "<p>This form was not sent from its own page. Open it again.</p>", status=403)
         return await run_in_threadpool(run, request, form)
@@ -287,6 +288,15 @@ def _client(request: Request, form: dict[str, str]) -> tuple[str, str]:
 
 def _source(request: Request) -> str:
     return request.client.host if request.client else "unknown"
+
+
+def _origin(base_url: str) -> str:
+    """Return the origin as browsers write it: host in lower case, no default port (RFC 6454, section 6.2)."""
+    parts = urlsplit(base_url)
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    default = {"https": 443, "http": 80}.get(parts.scheme)
+    port = "" if parts.port in (None, default) else f":{parts.port}"
+    return f"{parts.scheme}://{host}{port}"
 
 
 def _json(value: dict[str, object], *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
