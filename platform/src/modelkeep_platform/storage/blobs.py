@@ -4,6 +4,7 @@ A local put is durable when it returns: obstore renames but does not fsync, so t
 folder are fsynced here. Keys are made by the platform alone, never from a tenant's input.
 """
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator
@@ -31,6 +32,9 @@ class BlobStore(Protocol):
         Raises:
             IntegrityError: there is no such blob (the database says there should be).
         """
+
+    def delete(self, key: str) -> None:
+        """Delete one blob; none is no error."""
 
     def delete_prefix(self, prefix: str) -> None:
         """Delete every blob below `prefix/`; none is no error."""
@@ -69,13 +73,15 @@ class LocalBlobs:
             message = "a stored object is missing; the operator should restore it from a backup"
             raise IntegrityError(message, code="blob_missing") from exc
 
+    def delete(self, key: str) -> None:
+        """Delete one blob; none is no error."""
+        with contextlib.suppress(ObstoreNotFoundError, FileNotFoundError):
+            obstore.delete(self._store, _checked(key))
+
     def delete_prefix(self, prefix: str) -> None:
         """Delete every blob below `prefix/`; none is no error."""
         for key in list(self.keys(prefix)):
-            try:
-                obstore.delete(self._store, key)
-            except (ObstoreNotFoundError, FileNotFoundError):
-                continue
+            self.delete(key)
 
     def keys(self, prefix: str) -> Iterator[str]:
         """Yield the keys below `prefix/`."""

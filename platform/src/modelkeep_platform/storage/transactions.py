@@ -12,7 +12,8 @@ from typing import Any, Final, TypeAlias, cast
 
 import sqlalchemy as sa
 from sqlalchemy.sql import visitors
-from sqlalchemy.sql.dml import Delete, Insert, Update
+from sqlalchemy.sql.dml import Delete, Update
+from sqlalchemy.sql.selectable import AliasedReturnsRows, Exists, ScalarSelect, SelectBase
 
 from modelkeep_platform.core.ids import TenantId
 from modelkeep_platform.storage.schema import PLATFORM, SCOPE, TENANT
@@ -136,13 +137,24 @@ class TenantTransaction(_Transaction):
     def _check_statement(self, statement: sa.Executable) -> None:
         # INVARIANT: every table a tenant's statement names is the one it was started for.
         mark = statement.get_execution_options().get(_OWNER)
-        if mark is None or mark[0] != self.owner or isinstance(statement, Insert):
+        if mark is None or mark[0] != self.owner or not isinstance(statement, sa.Select | Update | Delete):
             message = "this statement was not started by this transaction"
             raise TenantScopeError(message)
         for element in visitors.iterate(cast("visitors.ExternallyTraversible", statement)):
             if isinstance(element, sa.Table) and element.name != mark[1]:
                 message = f"{element.name} is joined into a statement started for {mark[1]}; query it by itself"
                 raise TenantScopeError(message)
+            if element is not statement and _escapes(element):
+                message = f"a statement started for {mark[1]} names rows without their owner; query them by themselves"
+                raise TenantScopeError(message)
+
+
+def _escapes(element: object) -> bool:
+    # The owner's filter stands on the outermost table alone: a second naming of the same table (an alias, a subquery)
+    # and raw SQL are not under it.
+    return isinstance(
+        element, AliasedReturnsRows | SelectBase | ScalarSelect | Exists | sa.TextClause | sa.TextualSelect
+    ) or (isinstance(element, sa.ColumnClause) and element.is_literal and element.name != "*")  # the star of count(*)
 
 
 def _set_columns(statement: Update | Delete) -> set[Any]:

@@ -1,0 +1,93 @@
+"""Local blobs: durable when put returns, keyed by the platform alone."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from modelkeep_platform.core.errors import IntegrityError
+from modelkeep_platform.storage import blobs as module
+from modelkeep_platform.storage.blobs import LocalBlobs
+
+
+def test_what_was_put_comes_back_and_a_second_put_replaces_it(blobs: LocalBlobs) -> None:
+    blobs.put("tenant/object/1/weights/part-0", b"one")
+    assert blobs.get("tenant/object/1/weights/part-0") == b"one"
+    blobs.put("tenant/object/1/weights/part-0", b"")
+    assert blobs.get("tenant/object/1/weights/part-0") == b""
+
+
+def test_a_missing_blob_is_an_integrity_error_without_its_path(blobs: LocalBlobs) -> None:
+    with pytest.raises(IntegrityError) as caught:
+        blobs.get("tenant/object/1/nothing")
+    assert caught.value.error_code == "blob_missing"
+    assert "tenant" not in caught.value.message
+
+
+BAD_KEYS = {
+    "empty": "",
+    "absolute": "/etc/passwd",
+    "parent": "../x",
+    "parent inside": "a/../b",
+    "own folder": "a/./b",
+    "hidden": "a/.b",
+    "empty folder": "a//b",
+    "folder": "a/b/",
+    "newline": "a/b\n",
+    "nul": "a\0b",
+    "backslash": "a\\b",
+    "percent": "a/%2e%2e/b",
+    "space": "a b",
+    "not ASCII": "a/ä",
+}
+
+
+@pytest.mark.parametrize("key", BAD_KEYS.values(), ids=BAD_KEYS.keys())
+def test_a_key_the_platform_would_not_make_is_refused(blobs: LocalBlobs, key: str) -> None:
+    for call in (lambda: blobs.put(key, b""), lambda: blobs.get(key), lambda: blobs.delete(key)):
+        with pytest.raises(ValueError, match="not a blob key"):
+            call()
+    with pytest.raises(ValueError, match="not a blob key"):
+        blobs.delete_prefix(key)
+
+
+def test_one_blob_is_deleted_and_the_missing_are_no_error(blobs: LocalBlobs) -> None:
+    blobs.put("a/1", b"x")
+    blobs.put("a/2", b"x")
+    blobs.delete("a/1")
+    blobs.delete("a/1")
+    assert list(blobs.keys("a")) == ["a/2"]
+
+
+def test_a_prefix_is_a_folder_and_not_a_beginning(blobs: LocalBlobs) -> None:
+    for key in ("a/1/x", "a/1/y", "a/10/x", "a/1x", "b/1/x"):
+        blobs.put(key, b"x")
+    blobs.delete_prefix("a/1")
+    assert sorted([*blobs.keys("a"), *blobs.keys("b")]) == ["a/10/x", "a/1x", "b/1/x"]
+    blobs.delete_prefix("a/1")
+
+
+def test_file_and_every_folder_up_to_the_root_are_synced_before_put_returns(
+    blobs: LocalBlobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(module, "_fsync", synced.append)
+    blobs.put("a/b/c", b"x")
+    root = tmp_path / "blobs"
+    assert synced == [root / "a/b/c", root / "a/b", root / "a", root]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC], ids=["EIO", "disk full"])
+def test_a_put_that_cannot_be_synced_raises(blobs: LocalBlobs, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def fail(_descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        blobs.put("a/b", b"x")
+
+
+def test_the_folder_is_the_owners_alone(tmp_path: Path) -> None:
+    LocalBlobs(tmp_path / "new" / "blobs")
+    assert (tmp_path / "new" / "blobs").stat().st_mode & 0o777 == 0o700
