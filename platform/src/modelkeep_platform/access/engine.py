@@ -67,7 +67,7 @@ def question(
         caller: who asks.
         action: to do what.
         ref: to what.
-        attributes: facts about the call; `name`, `alias` and `version` reach the context.
+        attributes: facts about the call; `name`, `alias` and `version` reach the context, nothing else does.
         granted: tenants to which the owner grants this very action on this object.
     """
     principal = {"type": f"Modelkeep::{_principal_type(caller)}", "id": str(caller.principal)}
@@ -80,7 +80,7 @@ def question(
     context = {
         "name": str(attributes.get("name", "")),
         "alias": str(attributes.get("alias", "")),
-        "version": int(attributes.get("version", 0)),
+        "version": _number(attributes.get("version", 0)),
         "cross_tenant": caller.tenant != ref.owner,
     }
     return Question(
@@ -95,18 +95,32 @@ def question(
 
 
 def ask(asked: Question, policies: cedarpy.PolicySet) -> Opinion:
-    """Return what `policies` say to `asked`."""
-    result = cedarpy.is_authorized(asked.request, policies, asked.entities)
+    """Return what `policies` say to `asked`; whatever goes wrong while they are asked forbids."""
+    try:
+        result = cedarpy.is_authorized(asked.request, policies, asked.entities)
+    except (ValueError, TypeError) as exc:
+        return failed(str(exc))
     diagnostics = result.diagnostics
+    # INVARIANT: an erroring policy was skipped; its opinion is unknown, so the answer is no.
+    if diagnostics.errors or result.decision is cedarpy.Decision.NoDecision:
+        return failed(str(diagnostics.errors[0]) if diagnostics.errors else "no decision")
     ids = tuple(sorted(diagnostics.id_annotations_by_reason.get(reason, reason) for reason in diagnostics.reasons))
-    if diagnostics.errors:
-        return Opinion(verdict=Verdict.FORBID, policies=ids, error=str(diagnostics.errors[0]))
     if result.allowed:
         return Opinion(verdict=Verdict.PERMIT, policies=ids)
     return Opinion(verdict=Verdict.FORBID if ids else Verdict.SILENT, policies=ids)
+
+
+def failed(error: str) -> Opinion:
+    """Return the opinion of a policy set that could not be asked: it forbids, and says why."""
+    return Opinion(verdict=Verdict.FORBID, policies=(), error=error)
 
 
 def _principal_type(caller: Caller) -> str:
     if isinstance(caller, OperatorCaller):
         return "Operator"
     return "User" if caller.principal_kind is PrincipalKind.USER else "ServiceAccount"
+
+
+def _number(version: object) -> int:
+    text = str(version)
+    return int(text) if text.isascii() and text.isdigit() else 0

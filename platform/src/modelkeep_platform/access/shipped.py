@@ -1,11 +1,21 @@
-"""The policies that ship with the platform, read from `policies/`."""
+"""The policies that ship with the platform, read from `policies/` and compiled once."""
 
 from functools import cache
 from pathlib import Path
 from typing import Final
 
+import cedarpy
+
 _INSTALLED: Final = Path(__file__).resolve().parents[1] / "_policies"
 _CHECKOUT: Final = Path(__file__).resolve().parents[4] / "policies"
+
+OWN_SIDE: Final = ("guard.cedar", "roles.cedar", "operators.cedar")
+"""Asked of a caller in its own tenant, and of the caller's own side of a call to another tenant's object."""
+
+OWNER_SIDE: Final = ("guard.cedar", "grants.cedar")
+"""Asked on behalf of the owner of an object that a caller of another tenant wants to use."""
+
+SHIPPED: Final = ("guard.cedar", "roles.cedar", "operators.cedar", "grants.cedar")
 
 
 @cache
@@ -17,3 +27,9 @@ def shipped(name: str) -> str:
     """
     folder = _INSTALLED if _INSTALLED.is_dir() else _CHECKOUT
     return (folder / name).read_text(encoding="utf-8")
+
+
+@cache
+def compiled(names: tuple[str, ...]) -> cedarpy.PolicySet:
+    """Return several shipped files as one policy set."""
+    return cedarpy.PolicySet.from_str("\n".join(shipped(name) for name in names))

@@ -1,13 +1,20 @@
-"""What decisions are made from: each tenant's active policies, compiled once an epoch, and grants."""
+"""What decisions are made from: each tenant's active policies, compiled once an epoch, and grants.
 
+Both are kept for the tenants and objects asked for last, and for one epoch only. A tenant whose active version is
+gone or is not what was published is not a tenant without policies: every decision about it is no.
+"""
+
+import hashlib
 import json
 import threading
 from collections import OrderedDict
+from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 import cedarpy
 
+from modelkeep_platform.access.engine import Opinion, Question, Verdict, ask, failed
 from modelkeep_platform.core.ids import TenantId
 from modelkeep_platform.core.refs import ResourceRef
 from modelkeep_platform.storage.database import Database
@@ -15,20 +22,77 @@ from modelkeep_platform.storage.tables.access import active_policies, grants, po
 from modelkeep_platform.storage.transactions import System
 
 _COMPILED: Final = 256
+_GRANTS: Final = 4096
 _SYSTEM: Final = System(reason="decide a call")
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+
+
+class EpochCache(Generic[Key, Value]):
+    """A bounded map that forgets what was used longest ago, and everything of another epoch.
+
+    Args:
+        size: how many entries are kept.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._entries: OrderedDict[Key, tuple[int, Value]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Key, *, epoch: int) -> Value | None:
+        """Return what was put under `key` in this epoch, or None."""
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is None:
+                return None
+            if entry[0] != epoch:
+                del self._entries[key]
+                return None
+            self._entries.move_to_end(key)
+            return entry[1]
+
+    def put(self, key: Key, value: Value, *, epoch: int) -> None:
+        """Keep `value` for `epoch`, which must have been read before what the value was made from."""
+        with self._lock:
+            self._entries[key] = (epoch, value)
+            self._entries.move_to_end(key)
+            while len(self._entries) > self._size:
+                self._entries.popitem(last=False)
+
+    def __len__(self) -> int:
+        return len(self._entries)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActiveGrant:
-    """A grant that has not ended."""
+    """A grant that had not ended when it was read."""
 
     id: str
     actions: frozenset[str]
     expires_at: int | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActivePolicy:
+    """A tenant's active version, compiled; `broken` says why it cannot be asked."""
+
+    version: int
+    policies: cedarpy.PolicySet | None = None
+    broken: str | None = None
+
+    def opinion(self, asked: Question) -> Opinion:
+        """Return what the tenant's own policies say."""
+        if self.broken is not None:
+            return failed(self.broken)
+        if self.policies is None:
+            return Opinion(verdict=Verdict.SILENT, policies=())
+        return ask(asked, self.policies)
+
+
 class AccessStore:
-    """Reads policies and grants; keeps compiled policies of the tenants asked for last.
+    """Reads policies and grants.
 
     Args:
         database: where they are.
@@ -36,38 +100,50 @@ class AccessStore:
 
     def __init__(self, *, database: Database) -> None:
         self._database = database
-        self._compiled: OrderedDict[TenantId, tuple[int, int, cedarpy.PolicySet | None]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._policies: EpochCache[TenantId, ActivePolicy] = EpochCache(_COMPILED)
+        self._grants: EpochCache[tuple[ResourceRef, TenantId], tuple[ActiveGrant, ...]] = EpochCache(_GRANTS)
 
-    def active_policy(self, tenant: TenantId, *, epoch: int) -> tuple[int, cedarpy.PolicySet | None]:
-        """Return the active version and its compiled policies; None when the text holds no policy."""
-        with self._lock:
-            known = self._compiled.get(tenant)
-        if known is not None and known[0] == epoch:
-            return known[1], known[2]
+    def active_policy(self, tenant: TenantId, *, epoch: int) -> ActivePolicy:
+        """Return the tenant's active policies."""
+        known = self._policies.get(tenant, epoch=epoch)
+        if known is None:
+            known = self._read_policy(tenant)
+            self._policies.put(tenant, known, epoch=epoch)
+        return known
+
+    def grants_of(self, ref: ResourceRef, grantee: TenantId, *, now_s: int, epoch: int) -> list[ActiveGrant]:
+        """Return the owner's grants of `ref` to `grantee` that have not ended."""
+        key = (ref, grantee)
+        known = self._grants.get(key, epoch=epoch)
+        if known is None:
+            known = self._read_grants(ref, grantee)
+            self._grants.put(key, known, epoch=epoch)
+        return [grant for grant in known if grant.expires_at is None or grant.expires_at > now_s]
+
+    def _read_policy(self, tenant: TenantId) -> ActivePolicy:
         with self._database.tenant(tenant, by=_SYSTEM, read_only=True) as tx:
             active = tx.first(tx.select(active_policies))
-            version = 0 if active is None else active["version"]
+            version = 0 if active is None else int(active["version"])
             row = tx.first(tx.select(policy_versions).where(policy_versions.c.version == version))
-        text = "" if row is None else row["text"]
-        policies = cedarpy.PolicySet.from_str(text) if ";" in text else None
-        with self._lock:
-            self._compiled[tenant] = (epoch, version, policies)
-            self._compiled.move_to_end(tenant)
-            while len(self._compiled) > _COMPILED:
-                self._compiled.popitem(last=False)
-        return version, policies
+        if row is None:
+            return ActivePolicy(version=version, broken="the tenant's active policy version is missing")
+        text = str(row["text"])
+        if hashlib.sha256(text.encode()).hexdigest() != row["sha256"]:
+            return ActivePolicy(version=version, broken="the stored policy text is not what was published")
+        try:
+            policies = cedarpy.PolicySet.from_str(text)
+        except ValueError:
+            return ActivePolicy(version=version, broken="the stored policy text does not parse")
+        return ActivePolicy(version=version, policies=policies if len(policies) else None)
 
-    def grants_of(self, ref: ResourceRef, grantee: TenantId, *, now_s: int) -> list[ActiveGrant]:
-        """Return the owner's grants of `ref` to `grantee` that have not ended."""
+    def _read_grants(self, ref: ResourceRef, grantee: TenantId) -> tuple[ActiveGrant, ...]:
         with self._database.tenant(ref.owner, by=_SYSTEM, read_only=True) as tx:
             rows = tx.all(
                 tx.select(grants).where(
                     grants.c.object_id == ref.object_id, grants.c.kind == ref.kind, grants.c.grantee == grantee
                 )
             )
-        return [
+        return tuple(
             ActiveGrant(id=row["id"], actions=frozenset(json.loads(row["actions"])), expires_at=row["expires_at"])
             for row in rows
-            if row["expires_at"] is None or row["expires_at"] > now_s
-        ]
+        )
