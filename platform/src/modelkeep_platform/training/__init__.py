@@ -1,0 +1,1 @@
+"""Jobs that train: declared, planned, reserved, run in a worker, charged segment by segment."""

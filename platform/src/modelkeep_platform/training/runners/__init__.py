@@ -1,0 +1,1 @@
+"""Runners, one a file: where a job's worker is started."""
