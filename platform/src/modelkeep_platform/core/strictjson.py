@@ -82,7 +82,8 @@ def check_structure(data: bytes, *, max_depth: int) -> None:
             if open_names:
                 open_names.pop()
         elif match["name"] is not None and open_names and open_names[-1] is not None:
-            _once(json.loads(match["name"]), open_names[-1], match.start())
+            name = match["name"]
+            _once(json.loads(name) if "\\" in name else name[1:-1], open_names[-1], match.start())
 
 
 def _once(name: str, seen: set[str], offset: int) -> None:

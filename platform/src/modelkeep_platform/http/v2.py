@@ -6,17 +6,15 @@ version come from memory. Whatever is not in memory is looked up in a thread. Er
 
 import asyncio
 import logging
-import math
 import zlib
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Protocol
 
 import msgspec
-import numpy as np
 
 from modelkeep_platform import __version__
-from modelkeep_platform.core import strictjson
 from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.callers import Caller, TenantCaller
 from modelkeep_platform.core.errors import (
@@ -27,6 +25,7 @@ from modelkeep_platform.core.errors import (
     ModelkeepError,
     NotFoundError,
     PlatformError,
+    RateLimitedError,
     TooLargeError,
     UnprocessableError,
 )
@@ -36,25 +35,16 @@ from modelkeep_platform.core.limits import MAX_INFER_BYTES
 from modelkeep_platform.core.ports import Clock, EpochSource, Recorder
 from modelkeep_platform.http.management import CallerSource, bearer
 from modelkeep_platform.http.status import status_of
+from modelkeep_platform.http.v2_json import NAMES, check_outputs, encode_answer, parse_request
 from modelkeep_platform.models.values import ServableVersion
 from modelkeep_platform.serving.tensors import Tensor
 
 _log = logging.getLogger(__name__)
 
-_DTYPES: Final = {
-    "BOOL": "bool",
-    "UINT8": "uint8",
-    "INT32": "int32",
-    "INT64": "int64",
-    "FP32": "float32",
-    "FP64": "float64",
-}
-_NAMES: Final = {dtype: name for name, dtype in _DTYPES.items()}
 _CACHED: Final = 4096
-_DEFAULT_TIMEOUT_S: Final = 30.0
-_MAX_TIMEOUT_S: Final = 300.0
 _BODY_TIMEOUT_S: Final = 60.0
-_MAX_RANK: Final = 8
+_IN_LINE_BYTES: Final = 128 * 1024
+_LENGTH_DIGITS: Final = 15
 
 Scope = Any
 Receive = Any
@@ -75,29 +65,6 @@ class Inference(Protocol):
         self, servable: ServableVersion, inputs: dict[str, Tensor], *, timeout_s: float
     ) -> dict[str, Tensor]:
         """Return the outputs."""
-
-
-class _Input(msgspec.Struct, forbid_unknown_fields=True):
-    name: str
-    shape: list[int]
-    datatype: str
-    data: list[Any]
-    parameters: dict[str, Any] = {}
-
-
-class _Output(msgspec.Struct, forbid_unknown_fields=True):
-    name: str
-    parameters: dict[str, Any] = {}
-
-
-class _Infer(msgspec.Struct, forbid_unknown_fields=True):
-    inputs: list[_Input]
-    id: str = ""
-    parameters: dict[str, Any] = {}
-    outputs: list[_Output] = []
-
-
-_decoder: Final = msgspec.json.Decoder(_Infer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,27 +154,41 @@ class DataPlane:
         self, scope: Scope, receive: Receive, caller: TenantCaller, name: str, version: str | None
     ) -> tuple[int, bytes]:
         servable = await self._servable(caller, name, version, Action.MODEL_PREDICT)
-        request = _decode(await _body(scope, receive))
-        inputs = {item.name: _tensor(item) for item in request.inputs}
-        if len(inputs) != len(request.inputs):
-            raise UnprocessableError("an input is given twice", code="invalid_input")
-        wanted = _wanted(request, servable)
-        event = Event(
-            tenant=servable.ref.owner,
-            action=Action.MODEL_PREDICT,
-            outcome=Outcome.DONE,
-            actor=caller,
-            ref=servable.ref,
-            decision=servable.decision,
-            facts={"version": servable.version},
+        body = await _body(scope, receive)
+        # Megabytes of numbers are parsed and written in a thread, so that they do not hold up the others.
+        request = parse_request(body) if len(body) < _IN_LINE_BYTES else await asyncio.to_thread(parse_request, body)
+        names = tuple(output.name for output in servable.graph.outputs)
+        check_outputs(request, names)
+        try:
+            outputs = await self._serving.infer(servable, request.inputs, timeout_s=request.timeout_s)
+            encode = partial(
+                encode_answer, model=name, version=servable.version, request=request, outputs=outputs, names=names
+            )
+            small = sum(len(tensor.data) for tensor in outputs.values()) < _IN_LINE_BYTES
+            answer = encode() if small else await asyncio.to_thread(encode)
+        except Exception as exc:
+            code = exc.error_code if isinstance(exc, ModelkeepError) else PlatformError.code
+            self._record(caller, servable, Outcome.FAILED, code)
+            raise
+        # INVARIANT: no answer leaves before its entry is queued; a log that takes no entries stops predictions.
+        self._record(caller, servable, Outcome.DONE, "")
+        return 200, answer
+
+    def _record(self, caller: TenantCaller, servable: ServableVersion, outcome: Outcome, code: str) -> None:
+        facts: dict[str, str | int | bool] = {"version": servable.version}
+        if code:
+            facts["error"] = code
+        self._recorder.record_soon(
+            Event(
+                tenant=servable.ref.owner,
+                action=Action.MODEL_PREDICT,
+                outcome=outcome,
+                actor=caller,
+                ref=servable.ref,
+                decision=servable.decision,
+                facts=facts,
+            )
         )
-        self._recorder.record_soon(event)
-        outputs = await self._serving.infer(servable, inputs, timeout_s=_timeout(request.parameters))
-        answer: dict[str, Any] = {"model_name": name, "model_version": str(servable.version)}
-        if request.id:
-            answer["id"] = request.id
-        answer["outputs"] = [_output(output, outputs[output]) for output in wanted]
-        return 200, msgspec.json.encode(answer)
 
     async def _caller(self, scope: Scope, request_id: RequestId) -> TenantCaller:
         token = bearer([value.decode("latin-1") for key, value in scope["headers"] if key == b"authorization"])
@@ -239,10 +220,14 @@ class DataPlane:
         if not isinstance(error, ModelkeepError):
             _log.error("request %s failed", request_id, exc_info=error)
             error = PlatformError("something went wrong on the platform; the operator finds it by the request id")
+        elif isinstance(error, PlatformError):
+            _log.warning("request %s: %s: %s", request_id, error.error_code, error.message)
         status = status_of(error)
         headers: list[tuple[bytes, bytes]] = [(b"x-error-code", error.error_code.encode())]
         if status == 401:  # noqa: PLR2004 -- RFC 9110's number is the name
             headers.append((b"www-authenticate", self._challenge.encode()))
+        if isinstance(error, RateLimitedError):
+            headers.append((b"retry-after", str(error.retry_after_s).encode()))
         if isinstance(error, _MethodError):
             headers.append((b"allow", error.allowed.encode()))
         # Reasons of a refusal are part of the text: the protocol has one string, and no more.
@@ -281,20 +266,29 @@ async def _body(scope: Scope, receive: Receive) -> bytes:
             declared = value
         elif key == b"inference-header-content-length":
             raise UnprocessableError("binary tensors are not taken; send `data` in JSON", code="binary_not_supported")
-    if declared is not None and (not declared.isdigit() or int(declared) > MAX_INFER_BYTES):
-        raise _too_large()
+    if declared is not None:
+        if not declared.isdigit():
+            raise MalformedError("the Content-Length is not a number")
+        if len(declared.lstrip(b"0")) > _LENGTH_DIGITS or int(declared) > MAX_INFER_BYTES:
+            raise _too_large()
     raw = await _read(receive)
     if encoding == b"identity":
         return raw
     if encoding != b"gzip":
         raise MalformedError("the Content-Encoding is gzip or none", code="encoding_refused")
+    return _inflated(raw) if len(raw) < _IN_LINE_BYTES // 8 else await asyncio.to_thread(_inflated, raw)
+
+
+def _inflated(raw: bytes) -> bytes:
     inflater = zlib.decompressobj(wbits=31)
     try:
         inflated = inflater.decompress(raw, MAX_INFER_BYTES)
+        if inflater.unconsumed_tail or (not inflater.eof and inflater.decompress(b"", 1)):
+            raise _too_large()
     except zlib.error as exc:
-        raise MalformedError("the body is not gzip") from exc
-    if inflater.unconsumed_tail or not inflater.eof:
-        raise _too_large()
+        raise MalformedError("the body is not gzip", code="invalid_gzip") from exc
+    if not inflater.eof or inflater.unused_data:
+        raise MalformedError("the body is not one whole gzip member", code="invalid_gzip")
     return inflated
 
 
@@ -322,77 +316,6 @@ def _too_large() -> TooLargeError:
     return TooLargeError(f"the body is larger than the limit of {MAX_INFER_BYTES} bytes; send fewer rows")
 
 
-def _decode(raw: bytes) -> _Infer:
-    strictjson.check_structure(raw, max_depth=_MAX_RANK + 8)
-    try:
-        return _decoder.decode(raw)
-    except msgspec.ValidationError as exc:
-        text = str(exc)
-        raise MalformedError(f"the body is not an inference request: {text[:1].lower()}{text[1:]}") from exc
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-        raise MalformedError("the body is not JSON", code="invalid_json") from exc
-
-
-def _tensor(item: _Input) -> Tensor:
-    dtype = _DTYPES.get(item.datatype)
-    if dtype is None:
-        raise UnprocessableError(
-            f"the datatype of `{item.name[:80]}` is one of {', '.join(_DTYPES)}", code="invalid_input"
-        )
-    if len(item.shape) > _MAX_RANK or any(size < 0 for size in item.shape):
-        raise UnprocessableError(f"the shape of `{item.name[:80]}` is not one", code="invalid_input")
-    try:
-        array = np.asarray(item.data)
-    except (ValueError, OverflowError) as exc:
-        raise UnprocessableError(f"the data of `{item.name[:80]}` is ragged or mixed", code="invalid_input") from exc
-    if array.size != math.prod(item.shape):
-        raise UnprocessableError(
-            f"the data of `{item.name[:80]}` has {array.size} elements, its shape {math.prod(item.shape)}",
-            code="invalid_input",
-        )
-    return Tensor(dtype, tuple(item.shape), _cast(array, dtype, item.name).tobytes())
-
-
-def _cast(array: "np.ndarray[Any, Any]", dtype: str, name: str) -> "np.ndarray[Any, Any]":
-    """Return the array as `dtype`, refusing what would change its values' kind or overflow."""
-    kinds = {"bool": "b", "uint8": "iu", "int32": "iu", "int64": "iu", "float32": "iuf", "float64": "iuf"}[dtype]
-    if array.size and array.dtype.kind not in kinds:
-        raise UnprocessableError(f"the data of `{name[:80]}` is not of its datatype", code="invalid_input")
-    with np.errstate(over="ignore"):
-        cast = array.astype(dtype)
-    if array.dtype.kind in "iu" and cast.dtype.kind in "iu" and not np.array_equal(cast, array):
-        raise UnprocessableError(f"the data of `{name[:80]}` overflows its datatype", code="invalid_input")
-    if cast.dtype.kind == "f" and not np.isfinite(cast).all():
-        raise UnprocessableError(f"the data of `{name[:80]}` is not finite in its datatype", code="invalid_input")
-    return cast
-
-
-def _wanted(request: _Infer, servable: ServableVersion) -> list[str]:
-    names = [output.name for output in servable.graph.outputs]
-    if not request.outputs:
-        return names
-    wanted = [output.name for output in request.outputs]
-    if len(set(wanted)) != len(wanted) or not set(wanted) <= set(names):
-        raise UnprocessableError(f"the outputs of this model are {', '.join(names)}", code="invalid_output")
-    return wanted
-
-
-def _timeout(parameters: dict[str, Any]) -> float:
-    given = parameters.get("timeout_ms")
-    if given is None:
-        return _DEFAULT_TIMEOUT_S
-    if not isinstance(given, int) or isinstance(given, bool) or not 0 < given <= _MAX_TIMEOUT_S * 1000:
-        raise UnprocessableError(f"`timeout_ms` is 1 to {_MAX_TIMEOUT_S * 1000:.0f}", code="invalid_parameter")
-    return given / 1000
-
-
-def _output(name: str, tensor: Tensor) -> dict[str, Any]:
-    array = np.frombuffer(tensor.data, dtype=tensor.dtype)
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise UnprocessableError("the model's answer is not finite for these inputs", code="inference_failed")
-    return {"name": name, "datatype": _NAMES[tensor.dtype], "shape": tensor.shape, "data": array.tolist()}
-
-
 def _server() -> bytes:
     return msgspec.json.encode({"name": "modelkeep", "version": __version__, "extensions": []})
 
@@ -403,7 +326,7 @@ def _ready(name: str) -> bytes:
 
 def _metadata(name: str, servable: ServableVersion) -> bytes:
     def shown(tensors: Any) -> list[dict[str, Any]]:  # noqa: ANN401 -- inputs or outputs
-        return [{"name": t.name, "datatype": _NAMES[t.dtype], "shape": t.shape} for t in tensors]
+        return [{"name": t.name, "datatype": NAMES[t.dtype], "shape": t.shape} for t in tensors]
 
     return msgspec.json.encode(
         {

@@ -15,6 +15,7 @@ from modelkeep_platform.models.values import ServableVersion
 from modelkeep_platform.serving.tenant_worker import TenantWorker, Weights
 from modelkeep_platform.serving.tensors import Tensor, check_inputs
 from modelkeep_platform.workers.limits import Limits
+from modelkeep_platform.workers.sandbox import Sandbox
 
 MAX_WORKERS: Final = 32
 IDLE_S: Final = 900.0
@@ -26,12 +27,14 @@ class ServingService:
     Args:
         weights: opens a version's weights, part by part.
         limits: what one worker may use.
+        sandbox: what confines it.
         max_workers: how many processes at once.
     """
 
-    def __init__(self, *, weights: Weights, limits: Limits, max_workers: int = MAX_WORKERS) -> None:
+    def __init__(self, *, weights: Weights, limits: Limits, sandbox: Sandbox, max_workers: int = MAX_WORKERS) -> None:
         self._weights = weights
         self._limits = limits
+        self._sandbox = sandbox
         self._max_workers = max_workers
         self._workers: OrderedDict[TenantId, TenantWorker] = OrderedDict()
 
@@ -72,7 +75,10 @@ class ServingService:
         if worker is None or not worker.alive:
             self._make_room()
             worker = TenantWorker(
-                limits=self._limits, weights=self._weights, loaded_bytes=self._limits.memory_bytes // 2
+                limits=self._limits,
+                sandbox=self._sandbox,
+                weights=self._weights,
+                loaded_bytes=self._limits.memory_bytes // 2,
             )
             self._workers[tenant] = worker
         self._workers.move_to_end(tenant)

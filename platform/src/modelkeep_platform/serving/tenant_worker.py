@@ -18,6 +18,7 @@ from modelkeep_platform.workers.errors import FrameError, WorkerDiedError
 from modelkeep_platform.workers.frames import Frame
 from modelkeep_platform.workers.limits import Limits
 from modelkeep_platform.workers.process import start
+from modelkeep_platform.workers.sandbox import Sandbox
 
 MAX_BATCH_ROWS: Final = 4096
 MAX_BATCH: Final = 64
@@ -40,11 +41,12 @@ class TenantWorker:
 
     Args:
         limits: what the process may use.
+        sandbox: what confines it.
         weights: opens a version's weights, part by part.
         loaded_bytes: how much of weights may be loaded at once; the least used go first.
     """
 
-    def __init__(self, *, limits: Limits, weights: Weights, loaded_bytes: int) -> None:
+    def __init__(self, *, limits: Limits, sandbox: Sandbox, weights: Weights, loaded_bytes: int) -> None:
         self._weights = weights
         self._loaded_bytes = loaded_bytes
         self._start_s = limits.start_s
@@ -52,7 +54,7 @@ class TenantWorker:
         self._queue: deque[_Request] = deque()
         self._wake = asyncio.Event()
         self._next_id = 0
-        self._process = start(_MODULE, limits=limits)
+        self._process = start(_MODULE, limits=limits, sandbox=sandbox)
         self._task = asyncio.get_running_loop().create_task(self._run())
         self.alive = True
         self.used_at = 0.0
@@ -107,9 +109,14 @@ class TenantWorker:
                     self._wake.clear()
         except (WorkerDiedError, FrameError, TimeoutError) as exc:
             self.alive = False
-            reason = self._process.kill()
-            error = UnavailableError(f"the tenant's worker died ({reason}); try again", code="worker_died")
-            error.__cause__ = exc
+            error = (
+                self._process.death()
+                if isinstance(exc, WorkerDiedError)
+                else UnavailableError(
+                    "the tenant's worker did not answer as it should and was ended; try again", code="worker_died"
+                )
+            )
+            self._process.kill()
             self._fail(batch, error)
             self._fail_all(error)
 
