@@ -33,7 +33,7 @@ def forger() -> Forger:
     return Forger()
 
 
-def refused(token: str, forger: Forger, **changes: Any) -> UnauthenticatedError:  # noqa: ANN401
+def refused(token: str, forger: Forger, **changes: Any) -> UnauthenticatedError:
     given: dict[str, Any] = {"keys": forger.jwks, "issuer": ISSUER, "audience": "modelkeep", "now": NOW, **changes}
     with pytest.raises(UnauthenticatedError) as caught:
         verify(token, **given)

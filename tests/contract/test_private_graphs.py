@@ -82,7 +82,7 @@ def follow(operation: str, shapes: list[tuple[int, ...]], attrs: dict[str, Any])
     from modelkeep_platform.privacy.engine_batch import check_separate
 
     class One(torch.nn.Module):  # type: ignore[misc, name-defined]
-        def forward(self, *inputs: Any) -> Any:  # noqa: ANN401 -- torch is loaded here only
+        def forward(self, *inputs: Any) -> Any:
             if operation in torch_build._LAYERS:
                 return torch_build._LAYERS[operation](attrs)(*inputs)
             return torch_build._FUNCTIONS[operation](list(inputs), attrs)

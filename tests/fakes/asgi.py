@@ -20,13 +20,13 @@ class AsgiClient:
         self._base_url = base_url
         self.cookies = httpx.Cookies()
 
-    def request(self, method: str, path: str, **options: Any) -> httpx.Response:  # noqa: ANN401 -- httpx's options
+    def request(self, method: str, path: str, **options: Any) -> httpx.Response:
         return asyncio.run(self._request(method, path, options))
 
-    def get(self, path: str, **options: Any) -> httpx.Response:  # noqa: ANN401
+    def get(self, path: str, **options: Any) -> httpx.Response:
         return self.request("GET", path, **options)
 
-    def post(self, path: str, **options: Any) -> httpx.Response:  # noqa: ANN401
+    def post(self, path: str, **options: Any) -> httpx.Response:
         return self.request("POST", path, **options)
 
     async def _request(self, method: str, path: str, options: dict[str, Any]) -> httpx.Response:

@@ -222,7 +222,7 @@ class IdentityRoom:
         assert isinstance(caller, OperatorCaller)
         return caller
 
-    def forge(self, token: str, *, header: Mapping[str, Any] | None = None, **claims: Any) -> str:  # noqa: ANN401
+    def forge(self, token: str, *, header: Mapping[str, Any] | None = None, **claims: Any) -> str:
         """Sign `token` again with the issuer's own key, with other claims; None takes one away."""
         jwk = json.loads(self.store.kept["issuer-keys"].reveal())[0]["jwk"]
         key = ECKey.import_key(jwk).private_key

@@ -38,7 +38,7 @@ def test_any_signed_bytes_are_refused(header: bytes, payload: bytes) -> None:
 
 
 @given(st.sampled_from(["alg", "kid", "typ", "jwk", "crit", "x"]), JSON)
-def test_any_value_in_the_header_is_refused_or_harmless(name: str, value: Any) -> None:  # noqa: ANN401
+def test_any_value_in_the_header_is_refused_or_harmless(name: str, value: Any) -> None:
     header = {"alg": "ES256", "typ": "JWT", "kid": FORGER.kid, name: value}
     token = FORGER.raw(json.dumps(header).encode(), json.dumps(CLAIMS).encode())
     found = outcome(token)
@@ -47,7 +47,7 @@ def test_any_value_in_the_header_is_refused_or_harmless(name: str, value: Any) -
 
 
 @given(st.sampled_from([*CLAIMS, "x"]), JSON)
-def test_any_value_of_a_claim_is_refused_or_well_typed(name: str, value: Any) -> None:  # noqa: ANN401
+def test_any_value_of_a_claim_is_refused_or_well_typed(name: str, value: Any) -> None:
     found = outcome(
         FORGER.raw(b'{"alg":"ES256","typ":"JWT","kid":"key-1"}', json.dumps({**CLAIMS, name: value}).encode())
     )

@@ -4,6 +4,7 @@ import re
 from urllib.parse import urljoin
 
 import httpx
+
 from modelkeep.auth import DevicePrompt
 
 

@@ -11,13 +11,13 @@ import networks
 import numpy as np
 import scan
 import torch
-from modelkeep.errors import BudgetExceededError, ForbiddenError, InvalidRequestError, NotFoundError
 from people import approve_device
 from server import Platform
 from stage import Stage
 
 import modelkeep
 from modelkeep import Client, ClientCredentials, DeviceCode
+from modelkeep.errors import BudgetExceededError, ForbiddenError, InvalidRequestError, NotFoundError
 
 ADMIN_PASSWORDS = {"acme-health": "correct horse battery staple", "globex": "seven small green lanterns"}
 ANALYST_PASSWORD = "a quiet river under stars"  # noqa: S105 -- a fixture of the demo

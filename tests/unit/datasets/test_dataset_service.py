@@ -2,11 +2,12 @@
 
 import copy
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from fakes.core import GLOBEX, tenant_caller
+from fakes.rooms import DataRoom
 from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.callers import Caller
 from modelkeep_platform.core.errors import (
@@ -21,9 +22,6 @@ from modelkeep_platform.core.refs import Kind, ResourceRef
 from modelkeep_platform.core.sealing import Purpose
 from modelkeep_platform.storage.pages import PageRequest
 from modelkeep_platform.storage.transactions import System
-
-if TYPE_CHECKING:
-    from unit.datasets.conftest import Room
 
 PRIVATE: dict[str, Any] = {
     "name": "cells",
@@ -53,7 +51,7 @@ def same_refusal(error: pytest.ExceptionInfo[NotFoundError]) -> tuple[str, str, 
 
 
 def test_a_private_dataset_opens_its_budget_when_it_becomes_visible(
-    room: "Room", events: Callable[[], list[tuple[str, str]]]
+    room: DataRoom, events: Callable[[], list[tuple[str, str]]]
 ) -> None:
     upload = room.send(PRIVATE, ROWS)
     assert room.datasets.resolve(ME, "cells").is_missing
@@ -65,7 +63,7 @@ def test_a_private_dataset_opens_its_budget_when_it_becomes_visible(
     assert b"".join(room.datasets.open_rows(dataset.owner, dataset.id)) == ROWS
 
 
-def test_the_log_says_why_a_public_dataset_is_public(room: "Room", recorded: Callable[[], str]) -> None:
+def test_the_log_says_why_a_public_dataset_is_public(room: DataRoom, recorded: Callable[[], str]) -> None:
     room.add(PUBLIC, ROWS)
     assert "published in a paper" in recorded()
     with pytest.raises(UnprocessableError) as caught:
@@ -73,7 +71,7 @@ def test_the_log_says_why_a_public_dataset_is_public(room: "Room", recorded: Cal
     assert caught.value.error_code == "no_budget"
 
 
-def test_lists_are_in_order_and_budgets_only_of_private_ones(room: "Room") -> None:
+def test_lists_are_in_order_and_budgets_only_of_private_ones(room: DataRoom) -> None:
     room.add(PUBLIC, ROWS)
     room.add(PRIVATE, ROWS)
     room.send({**PRIVATE, "name": "unfinished"}, ROWS)
@@ -85,7 +83,7 @@ def test_lists_are_in_order_and_budgets_only_of_private_ones(room: "Room") -> No
 
 
 def test_a_bad_cell_leaves_nothing_behind(
-    room: "Room", events: Callable[[], list[tuple[str, str]]], recorded: Callable[[], str]
+    room: DataRoom, events: Callable[[], list[tuple[str, str]]], recorded: Callable[[], str]
 ) -> None:
     upload = room.send(PRIVATE, SECRET)
     with pytest.raises(UnprocessableError) as caught:
@@ -102,7 +100,7 @@ def test_a_bad_cell_leaves_nothing_behind(
     room.add(PRIVATE, ROWS)  # the name is free for the mended file
 
 
-def test_a_name_is_taken_once_and_only_by_what_is_ready(room: "Room") -> None:
+def test_a_name_is_taken_once_and_only_by_what_is_ready(room: DataRoom) -> None:
     abandoned = room.send(PRIVATE, ROWS)
     room.add(PRIVATE, ROWS)
     with pytest.raises(ConflictError) as caught:
@@ -113,7 +111,7 @@ def test_a_name_is_taken_once_and_only_by_what_is_ready(room: "Room") -> None:
     assert (ME.tenant, abandoned.object_id) not in room.sealer.keys
 
 
-def test_what_is_not_complete_cannot_be_read_trained_on_or_deleted(room: "Room") -> None:
+def test_what_is_not_complete_cannot_be_read_trained_on_or_deleted(room: DataRoom) -> None:
     room.send(PRIVATE, ROWS)
     for attempt in (
         room.datasets.get,
@@ -126,7 +124,7 @@ def test_what_is_not_complete_cannot_be_read_trained_on_or_deleted(room: "Room")
         assert same_refusal(caught) == ("not_found", TEXT, {})
 
 
-def test_foreign_is_refused_like_missing(room: "Room") -> None:
+def test_foreign_is_refused_like_missing(room: DataRoom) -> None:
     room.add(PRIVATE, ROWS)
     stranger = tenant_caller(GLOBEX)
     for name in ("acme~cells", "acme~never", "nobody~cells", "cells", "~cells", "acme~"):
@@ -137,14 +135,14 @@ def test_foreign_is_refused_like_missing(room: "Room") -> None:
     assert room.datasets.get(ME, "cells").state == "ready"
 
 
-def test_another_principal_cannot_complete_an_upload(room: "Room") -> None:
+def test_another_principal_cannot_complete_an_upload(room: DataRoom) -> None:
     upload = room.send(PRIVATE, ROWS)
     with pytest.raises(NotFoundError):
         room.datasets.complete(tenant_caller(name="other"), upload.id)
     assert room.datasets.complete(ME, upload.id).state == "ready"
 
 
-def test_an_upload_of_something_else_is_no_dataset(room: "Room") -> None:
+def test_an_upload_of_something_else_is_no_dataset(room: DataRoom) -> None:
     data = b"0123456789"
     with room.database.tenant(ME.tenant, by=ME) as tx:
         upload = room.uploads.begin(
@@ -164,7 +162,7 @@ def test_an_upload_of_something_else_is_no_dataset(room: "Room") -> None:
         room.datasets.complete(ME, upload.id)
 
 
-def test_deleting_destroys_the_key_and_keeps_the_ledger(room: "Room") -> None:
+def test_deleting_destroys_the_key_and_keeps_the_ledger(room: DataRoom) -> None:
     dataset_id = ObjectId(room.add(PRIVATE, ROWS))
     epoch = room.epoch.number
     room.datasets.delete(ME, "cells")
@@ -178,7 +176,7 @@ def test_deleting_destroys_the_key_and_keeps_the_ledger(room: "Room") -> None:
         room.datasets.get(ME, "cells")
 
 
-def test_policy_is_asked_first_and_with_the_right_action(room: "Room") -> None:
+def test_policy_is_asked_first_and_with_the_right_action(room: DataRoom) -> None:
     room.add(PRIVATE, ROWS)
     calls: dict[Action, Callable[[], object]] = {
         Action.DATASET_CREATE: lambda: room.datasets.create(ME, {"nonsense": 1}, 0, ""),
@@ -196,7 +194,7 @@ def test_policy_is_asked_first_and_with_the_right_action(room: "Room") -> None:
     assert room.datasets.get(ME, "cells").name == "cells"
 
 
-def test_a_bad_declaration_allocates_nothing(room: "Room") -> None:
+def test_a_bad_declaration_allocates_nothing(room: DataRoom) -> None:
     declared = copy.deepcopy(PRIVATE)
     declared["privacy"]["budget"]["epsilon"] = 1e9
     with pytest.raises(UnprocessableError) as caught:
@@ -209,7 +207,7 @@ def test_a_bad_declaration_allocates_nothing(room: "Room") -> None:
     assert room.recorder.events == []
 
 
-def test_how_many_rows_there_are_is_said_nowhere(room: "Room") -> None:
+def test_how_many_rows_there_are_is_said_nowhere(room: DataRoom) -> None:
     # Two datasets that differ in nothing but their number of rows look the same.
     shown = []
     for name, rows in (("few", 2), ("many", 40)):

@@ -37,7 +37,7 @@ def no_noise(plan: MechanismPlan = PLAN) -> NoNoise:
     return NoNoise(entropy=FakeEntropy(), noise_multiplier=plan.noise_multiplier, clip_norm=plan.clip_norm)
 
 
-def cross_entropy(outputs: Any, targets: Any) -> Any:  # noqa: ANN401 -- torch is optional here
+def cross_entropy(outputs: Any, targets: Any) -> Any:
     return F.cross_entropy(outputs, targets, reduction="none")
 
 
@@ -51,7 +51,7 @@ class Attention(nn.Module):
         self.mix = nn.Linear(6, 6)
         self.out = nn.Linear(6, 4)
 
-    def forward(self, tokens: Any) -> Any:  # noqa: ANN401
+    def forward(self, tokens: Any) -> Any:
         x = self.norm(self.embed(tokens))
         left, right = self.mix(x), self.mix(torch.tanh(x))
         weights = torch.softmax(left @ right.transpose(1, 2), dim=-1)
@@ -96,7 +96,7 @@ MODELS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
 }
 
 
-def naive(module: Any, inputs: Any, targets: Any, plan: MechanismPlan) -> list[Any]:  # noqa: ANN401
+def naive(module: Any, inputs: Any, targets: Any, plan: MechanismPlan) -> list[Any]:
     """Clip each record's gradient by itself and add them up."""
     total = [torch.zeros_like(parameter) for parameter in module.parameters()]
     for place in range(len(targets)):
@@ -113,14 +113,14 @@ def naive(module: Any, inputs: Any, targets: Any, plan: MechanismPlan) -> list[A
 
 
 @pytest.fixture
-def generator() -> Any:  # noqa: ANN401
+def generator() -> Any:
     return torch.Generator().manual_seed(1)
 
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("micro", [8, 3])
 @pytest.mark.parametrize("norm", [0.3, 1e3])
-def test_gradients_equal_a_loop_over_records(name: str, micro: int, norm: float, generator: Any) -> None:  # noqa: ANN401
+def test_gradients_equal_a_loop_over_records(name: str, micro: int, norm: float, generator: Any) -> None:
     make, data = MODELS[name]
     plan = MechanismPlan(
         noise_multiplier=2.0, sample_rate=0.5, steps=9, clip_norm=norm, n_public=20, delta=1e-5, epsilon=1.0
@@ -142,12 +142,12 @@ def test_gradients_equal_a_loop_over_records(name: str, micro: int, norm: float,
         assert parameter.requires_grad
 
 
-def simple() -> Any:  # noqa: ANN401
+def simple() -> Any:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
 
 
-def gradient(engine: PrivateGradient, module: Any, batches: Iterator[Any] | list[Any]) -> Any:  # noqa: ANN401
+def gradient(engine: PrivateGradient, module: Any, batches: Iterator[Any] | list[Any]) -> Any:
     engine.compute(batches)
     return torch.cat([parameter.grad.flatten() for parameter in module.parameters()])
 
@@ -169,7 +169,7 @@ def test_a_record_that_is_not_finite_contributes_nothing(poison: float) -> None:
 def test_a_loss_that_is_not_finite_contributes_nothing() -> None:
     module = simple()
 
-    def loss(outputs: Any, targets: Any) -> Any:  # noqa: ANN401
+    def loss(outputs: Any, targets: Any) -> Any:
         return targets + outputs.sum(dim=1)
 
     engine = PrivateGradient(module=module, loss_fn=loss, plan=PLAN, noise=no_noise())
@@ -224,7 +224,7 @@ def test_a_layer_that_is_not_used_gets_noise_too() -> None:
             super().__init__()
             self.used, self.idle = nn.Linear(3, 2), nn.Linear(3, 2)
 
-        def forward(self, x: Any) -> Any:  # noqa: ANN401
+        def forward(self, x: Any) -> Any:
             return self.used(x)
 
     module = Unused()
@@ -251,7 +251,7 @@ def test_several_inputs_in_order() -> None:
             super().__init__()
             self.left, self.right = nn.Linear(3, 2), nn.Linear(2, 2)
 
-        def forward(self, x: Any, y: Any) -> Any:  # noqa: ANN401
+        def forward(self, x: Any, y: Any) -> Any:
             return self.left(x) + self.right(y)
 
     module = Two()
@@ -351,7 +351,7 @@ class Sequence(nn.Module):
         super().__init__()
         self.first, self.last, self.function = nn.Linear(3, 4), nn.Linear(features, 2), function
 
-    def forward(self, x: Any) -> Any:  # noqa: ANN401
+    def forward(self, x: Any) -> Any:
         return self.last(self.function(self.first(x)))
 
 
@@ -390,11 +390,11 @@ def test_operations_that_mix_records_are_refused(name: str) -> None:
 
 
 def test_a_layer_that_sees_several_rows_of_a_record_at_once_is_refused() -> None:
-    def fold(x: Any) -> Any:  # noqa: ANN401
+    def fold(x: Any) -> Any:
         return nn.functional.relu(x)
 
     class Folded(Sequence):
-        def forward(self, x: Any) -> Any:  # noqa: ANN401
+        def forward(self, x: Any) -> Any:
             return self.last(self.first(x.reshape(-1, 3)).reshape(x.shape[0], -1))
 
     engine = PrivateGradient(module=Folded(fold, 8), loss_fn=cross_entropy, plan=PLAN, noise=no_noise())
@@ -411,7 +411,7 @@ def test_a_module_that_keeps_statistics_is_refused() -> None:
             self.seen: Any
             self.register_buffer("seen", torch.zeros(4))
 
-        def _keep(self, x: Any) -> Any:  # noqa: ANN401
+        def _keep(self, x: Any) -> Any:
             if x.device.type != "meta":
                 self.seen.add_(x.detach().sum(dim=0))
             return x

@@ -56,6 +56,7 @@ from modelkeep_platform.training.runners.local import LocalRunner
 from modelkeep_platform.training.service import TrainingService
 from modelkeep_platform.uploads.service import UploadService
 from modelkeep_platform.workers.limits import Limits
+from modelkeep_platform.workers.sandbox import ProcessSandbox
 
 _log = logging.getLogger(__name__)
 OPERATOR: Final = "operator"
@@ -190,8 +191,10 @@ class Platform:
             ledger=ledger,
             datasets=datasets,
             models=models,
+            sealer=self._keys,
         )
         limits = Limits(memory_bytes=settings.worker_memory_mib * MIB, threads=settings.worker_threads)
+        sandbox = ProcessSandbox()
         self._dispatcher = Dispatcher(
             database=database,
             queue=queue,
@@ -199,13 +202,15 @@ class Platform:
             datasets=datasets,
             models=models,
             uploads=self._uploads,
+            sealer=self._keys,
             recorder=recorder,
-            runner=LocalRunner(limits=limits),
+            runner=LocalRunner(limits=limits, sandbox=sandbox),
             entropy=entropy,
         )
         self._serving = ServingService(
             weights=lambda version: models.open_weights(version.ref.owner, version.ref.object_id, version.version),
             limits=limits,
+            sandbox=sandbox,
         )
         grants = GrantService(
             database=database,

@@ -136,6 +136,8 @@ def seal_stream(key: bytes, context: bytes, pieces: Iterable[bytes], *, suite: S
             del pending[: parameters.chunk_bytes]
             yield derived.cipher.encrypt(derived.nonce(index), chunk, None)
             index += 1
+            if index >= parameters.max_chunks:
+                raise ValueError("the plaintext is too long for one sealed file")
     yield derived.cipher.encrypt(derived.nonce(index), bytes(pending), None)
 
 

@@ -1,6 +1,8 @@
 """The key tree: root key → tenant's key-encryption key, versioned → data key of one object.
 
-Implements the `Sealer` port. Opened keys are cached in memory, bounded; nothing else of them leaves this room.
+Implements the `Sealer` port. Opened data keys are cached in memory, bounded and by tenant; nothing else of them
+leaves this room. A destroyed key is forgotten here at once; another process that had opened it may keep it until
+it is pushed out of that process's cache, but finds no row and no blob any more.
 """
 
 import threading
@@ -20,6 +22,7 @@ from modelkeep_platform.storage.tables.keys import wrapped_deks, wrapped_keks
 from modelkeep_platform.storage.transactions import PlatformTransaction, System, TenantTransaction
 
 _CACHED_KEYS: Final = 4096
+_DESTROYED_KEYS: Final = 65_536
 _SYSTEM: Final = System(reason="open a tenant's key")
 
 
@@ -39,6 +42,7 @@ class KeyService:
         self._clock = clock
         self._entropy = entropy
         self._cache: OrderedDict[tuple[TenantId, ObjectId], SecretBytes] = OrderedDict()
+        self._destroyed: OrderedDict[tuple[TenantId, ObjectId], None] = OrderedDict()
         self._lock = threading.Lock()
 
     def create_tenant_key(self, tx: Transaction, tenant: TenantId) -> None:
@@ -84,6 +88,10 @@ class KeyService:
         owned.change(owned.delete(wrapped_deks).where(wrapped_deks.c.object_id == object_id))
         with self._lock:
             self._cache.pop((owner, object_id), None)
+            # Until `tx` commits a reader still finds the row; what it opens must not stay in the cache for ever.
+            self._destroyed[owner, object_id] = None
+            while len(self._destroyed) > _DESTROYED_KEYS:
+                self._destroyed.popitem(last=False)
 
     def seal(
         self,
@@ -132,6 +140,8 @@ class KeyService:
         bound = dek_context(owner, object_id, kek_version=row["kek_version"])
         key = SecretBytes(open_sealed(kek.reveal(), bound, row["wrapped"]))
         with self._lock:
+            if place in self._destroyed:
+                return key
             self._cache[place] = key
             while len(self._cache) > _CACHED_KEYS:
                 self._cache.popitem(last=False)

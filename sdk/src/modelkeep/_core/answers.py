@@ -82,11 +82,9 @@ def error_of(response: Response) -> APIError:
         request_id = _text(error.get("request_id")) or request_id
         found = error.get("details")
         details = dict(found) if isinstance(found, dict) else {}
-    elif isinstance(error, str):  # the Open Inference Protocol's form: one string; ours may stand beside it
+    elif isinstance(error, str):  # the Open Inference Protocol's form: one string; our code stands in a header
         message = error
-        code = _text(body.get("code"))
-        found = body.get("details")
-        details = dict(found) if isinstance(found, dict) else {}
+        code = response.headers.get("x-error-code", "")
     wait_s = retry_after_s(response)
     if wait_s is not None:
         details.setdefault("retry_after_s", wait_s)

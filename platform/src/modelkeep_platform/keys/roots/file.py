@@ -47,11 +47,7 @@ class FileRootKey:
         Raises:
             ConflictError: there is a file already, or it would lie in the data folder.
         """
-        if data.resolve() in path.resolve().parents:
-            raise ConflictError(
-                "the root key must not lie in the data folder: a copy of the folder would hold both",
-                code="root_key_inside",
-            )
+        _refuse_inside(path, data)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         key = SecretBytes(os.urandom(KEY_BYTES))
         try:
@@ -64,17 +60,30 @@ class FileRootKey:
             file.write(f"{_HEADER}{key.reveal().hex()}\n")
             file.flush()
             os.fsync(file.fileno())
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
         return cls(key)
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: Path, *, data: Path | None = None) -> Self:
         """Read the key file.
 
+        Args:
+            path: where it is.
+            data: the data folder, in which it must not lie; None when there is none.
+
         Raises:
+            ConflictError: it lies in the data folder.
             RootKeyError: it is missing, a link, of another owner, open to others, or damaged.
         """
+        if data is not None:
+            _refuse_inside(path, data)
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            # Not blocking: a pipe in the file's place must be refused, not waited for.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as exc:
             raise RootKeyError(
                 "the root key file cannot be opened; restore it from its offline copy, as a plain file"
@@ -104,3 +113,11 @@ class FileRootKey:
     def unwrap(self, wrapped: bytes, context: bytes) -> SecretBytes:
         """Return the key; raises SealedError when it was not wrapped by this root under this context."""
         return SecretBytes(open_sealed(self._key.reveal(), context, wrapped))
+
+
+def _refuse_inside(path: Path, data: Path) -> None:
+    if data.resolve() in path.resolve().parents:
+        raise ConflictError(
+            "the root key must not lie in the data folder: a copy of the folder would hold both",
+            code="root_key_inside",
+        )

@@ -1,0 +1,288 @@
+"""The rooms of datasets and training over real storage, uploads, ledger and queue, with the ports of `core` faked."""
+
+import contextlib
+import hashlib
+import json
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+from fakes.core import (
+    ACME,
+    GLOBEX,
+    FakeAuthorizer,
+    FakeClock,
+    FakeEntropy,
+    FakeEpoch,
+    FakeRecorder,
+    FakeSealer,
+    tenant_caller,
+)
+from modelkeep_platform.core.callers import TenantCaller
+from modelkeep_platform.core.ids import TenantId
+from modelkeep_platform.datasets.service import DatasetService
+from modelkeep_platform.jobs.queue import JobQueue
+from modelkeep_platform.models.service import ModelService
+from modelkeep_platform.privacy.ledger import BudgetLedger
+from modelkeep_platform.storage.blobs import LocalBlobs
+from modelkeep_platform.storage.database import Database
+from modelkeep_platform.training.dispatcher import Dispatcher, Runner
+from modelkeep_platform.training.service import TrainingService
+from modelkeep_platform.uploads.service import Upload, UploadService
+from modelkeep_platform.workers.channel_sync import SyncChannel
+from modelkeep_platform.workers.child import READY
+from modelkeep_platform.workers.errors import WorkerDiedError, WorkerError
+from modelkeep_platform.workers.frames import Frame
+from modelkeep_platform.workers.process import WorkerProcess
+
+SLUGS = {"acme": ACME, "globex": GLOBEX}
+
+
+class Slugs:
+    """Two tenants."""
+
+    def id_of(self, slug: str) -> TenantId | None:
+        return SLUGS.get(slug)
+
+    def slug_of(self, tenant: TenantId) -> str:
+        return next(slug for slug, known in SLUGS.items() if known == tenant)
+
+
+class DataRoom:
+    """The datasets room and what it stands on."""
+
+    def __init__(
+        self, database: Database, blobs: LocalBlobs, clock: FakeClock, entropy: FakeEntropy, recorder: FakeRecorder
+    ) -> None:
+        self.database, self.clock, self.recorder = database, clock, recorder
+        self.sealer, self.authorizer, self.epoch = FakeSealer(), FakeAuthorizer(), FakeEpoch()
+        self.ledger = BudgetLedger(clock=clock, entropy=entropy)
+        self.uploads = UploadService(
+            database=database,
+            blobs=blobs,
+            sealer=self.sealer,
+            clock=clock,
+            entropy=entropy,
+            authorizer=self.authorizer,
+        )
+        self.datasets = DatasetService(
+            database=database,
+            authorizer=self.authorizer,
+            recorder=recorder,
+            uploads=self.uploads,
+            ledger=self.ledger,
+            tenants=Slugs(),
+            clock=clock,
+            entropy=entropy,
+            epoch=self.epoch,
+        )
+
+    def send(self, declared: dict[str, Any], data: bytes, caller: TenantCaller | None = None) -> Upload:
+        """Declare a dataset and send its one part."""
+        caller = caller or tenant_caller()
+        digest = hashlib.sha256(data)
+        upload = self.datasets.create(caller, declared, len(data), digest.hexdigest()).upload
+        self.uploads.put_part(caller, upload.id, 0, data, digest.digest())
+        return upload
+
+    def add(self, declared: dict[str, Any], data: bytes, caller: TenantCaller | None = None) -> str:
+        """Declare, send and complete a dataset; return its id."""
+        upload = self.send(declared, data, caller)
+        return str(self.datasets.complete(caller or tenant_caller(), upload.id).id)
+
+
+class TrainingRoom(DataRoom):
+    """Datasets, models, the queue and the training service over one database."""
+
+    def __init__(
+        self, database: Database, blobs: LocalBlobs, clock: FakeClock, entropy: FakeEntropy, recorder: FakeRecorder
+    ) -> None:
+        super().__init__(database, blobs, clock, entropy, recorder)
+        self.entropy = entropy
+        self.queue = JobQueue(clock=clock, entropy=entropy)
+        self.models = ModelService(
+            database=database,
+            authorizer=self.authorizer,
+            recorder=recorder,
+            uploads=self.uploads,
+            sealer=self.sealer,
+            tenants=Slugs(),
+            clock=clock,
+            entropy=entropy,
+            epoch=self.epoch,
+        )
+        self.training = TrainingService(
+            database=database,
+            authorizer=self.authorizer,
+            recorder=recorder,
+            queue=self.queue,
+            ledger=self.ledger,
+            datasets=self.datasets,
+            models=self.models,
+            sealer=self.sealer,
+        )
+
+    def dispatcher(self, runner: Runner, *, max_job_s: float = 60.0) -> Dispatcher:
+        """Make a dispatcher that is not started: tests call `run_one`."""
+        return Dispatcher(
+            database=self.database,
+            queue=self.queue,
+            ledger=self.ledger,
+            datasets=self.datasets,
+            models=self.models,
+            uploads=self.uploads,
+            sealer=self.sealer,
+            recorder=self.recorder,
+            runner=runner,
+            entropy=self.entropy,
+            max_job_s=max_job_s,
+        )
+
+
+def training_spec(**changes: object) -> dict[str, Any]:
+    """Declare a job on the dataset `cells`: 2 features, 2 classes, ε = 1."""
+    return {
+        "dataset": "cells",
+        "into": "cells-model",
+        "model": {"graph": small_graph()},
+        "loss": "cross_entropy",
+        "optimizer": {"name": "sgd", "learning_rate": 0.5},
+        "steps": 8,
+        "sample_rate": 0.5,
+        "privacy": {"epsilon": 1.0, "clip_norm": 1.0},
+        **changes,
+    }
+
+
+def small_graph(*, inputs: int = 2, outputs: int = 2, op: str = "linear") -> dict[str, Any]:
+    """Describe one layer from `inputs` numbers to `outputs`."""
+    attrs = {"in_features": inputs, "out_features": outputs} if op == "linear" else {"num_features": inputs}
+    roles = ["weight", "bias"]
+    if op != "linear":
+        roles += ["running_mean", "running_var", "num_batches_tracked"]
+    return {
+        "format": "modelkeep.graph/1",
+        "inputs": [{"name": "x", "dtype": "float32", "shape": [-1, inputs]}],
+        "nodes": [{"id": "n", "op": op, "inputs": ["x"], "attrs": attrs, "params": {role: role for role in roles}}],
+        "outputs": [{"name": "y", "dtype": "float32", "shape": [-1, outputs], "node": "n"}],
+    }
+
+
+CELLS: dict[str, Any] = {
+    "name": "cells",
+    "format": "csv",
+    "schema": {
+        "columns": [
+            {"name": "size", "type": "float", "min": 0.0, "max": 10.0},
+            {"name": "age", "type": "float", "min": 0.0, "max": 100.0},
+            {"name": "label", "type": "category", "categories": ["no", "yes"]},
+        ],
+        "target": "label",
+    },
+    "privacy": {"visibility": "private", "unit": "row", "n_public": 100, "budget": {"epsilon": 2.5, "delta": 1e-5}},
+}
+OPEN_CELLS = {**CELLS, "name": "open", "privacy": {"visibility": "public", "reason": "made up"}}
+
+
+def cells(rows: int = 40) -> bytes:
+    """Rows of which the large ones are `yes`."""
+    lines = [f"{i % 10},{(i * 37) % 100},{'yes' if i % 10 > 4 else 'no'}" for i in range(rows)]
+    return ("size,age,label\n" + "\n".join(lines) + "\n").encode()
+
+
+class ScriptedWorker:
+    """A worker that is a thread of the test: it says what its script says, over a real socket.
+
+    Args:
+        script: called with the worker's end of the channel, after it said that it is ready.
+    """
+
+    def __init__(self, script: Callable[[SyncChannel], None]) -> None:
+        self.connection, theirs = socket.socketpair()
+        self.killed = False
+        self._thread = threading.Thread(target=self._play, args=(script, theirs), daemon=True)
+        self._thread.start()
+
+    def _play(self, script: Callable[[SyncChannel], None], theirs: socket.socket) -> None:
+        channel = SyncChannel(theirs)
+        with contextlib.suppress(WorkerError):
+            channel.send(Frame(kind=READY))
+            script(channel)
+        channel.close()
+
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def death(self) -> WorkerDiedError:
+        return WorkerDiedError("the worker process ended: signal SIGKILL; try again")
+
+    def kill(self) -> None:
+        self.killed = True
+        self.connection.close()
+        self._thread.join(timeout=5)
+
+
+class ScriptedRunner:
+    """Starts workers that follow a script, and remembers them."""
+
+    def __init__(self, script: Callable[[SyncChannel], None]) -> None:
+        self._script = script
+        self.started: list[ScriptedWorker] = []
+
+    def start(self) -> WorkerProcess:
+        worker = ScriptedWorker(self._script)
+        self.started.append(worker)
+        return cast("WorkerProcess", worker)
+
+
+def hear_brief(channel: SyncChannel) -> tuple[dict[str, Any], bytes]:
+    """Take a job's brief as a worker does; return its fields and the rows."""
+    job = channel.receive()
+    kinds, rows = (["rows", "weights"] if job.fields["base"] else ["rows"]), b""
+    for kind in kinds:
+        while not (frame := channel.receive()).fields["last"]:
+            rows += bytes(frame.buffers[0]) if kind == "rows" else b""
+    return dict(job.fields), rows
+
+
+def ask(channel: SyncChannel, number: int, steps: int) -> None:
+    """Ask for a segment and wait for its charge."""
+    channel.send(Frame(kind="segment", fields={"number": number, "steps": steps}))
+    channel.receive()
+
+
+def honest(channel: SyncChannel) -> None:
+    """Run every step as declared and send zeros as weights."""
+    fields, _ = hear_brief(channel)
+    steps, size = fields["spec"]["steps"], fields["segment_steps"]
+    for number, begin in enumerate(range(0, steps, size)):
+        ask(channel, number, min(size, steps - begin))
+    finish(channel, fields)
+
+
+def finish(channel: SyncChannel, fields: Mapping[str, Any], weights: bytes | None = None, **ran: object) -> None:
+    """Say what ran and send weights; `ran` replaces what an honest worker would say."""
+    plan = fields["plan"]
+    done = {}
+    if plan is not None:
+        done = {key: plan[key] for key in ("steps", "noise_multiplier", "sample_rate", "clip_norm")} | ran
+    channel.send(Frame(kind="done", fields=done))
+    send_blob(channel, zeros() if weights is None else weights)
+
+
+def send_blob(channel: SyncChannel, data: bytes, *, step: int = 0) -> None:
+    """Send bytes as a worker sends weights."""
+    for at in range(0, len(data), 64):
+        channel.send(Frame(kind="blob", fields={"step": step, "last": False}, buffers=[data[at : at + 64]]))
+    channel.send(Frame(kind="blob", fields={"step": step, "last": True}))
+
+
+def zeros() -> bytes:
+    """A safetensors file with the weights of `small_graph`, all zero."""
+    header = {
+        "bias": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+        "weight": {"dtype": "F32", "shape": [2, 2], "data_offsets": [8, 24]},
+    }
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(24)
