@@ -11,21 +11,18 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
 
-import cedarpy
-
 from modelkeep_platform.access.engine import Opinion, Question, Verdict, ask, question
-from modelkeep_platform.access.shipped import shipped
+from modelkeep_platform.access.refusals import RefusalLog
+from modelkeep_platform.access.shipped import OWN_SIDE, OWNER_SIDE, compiled
 from modelkeep_platform.access.store import AccessStore, ActiveGrant
 from modelkeep_platform.core.actions import PLATFORM_ACTIONS, Action
 from modelkeep_platform.core.callers import Caller, OperatorCaller, TenantCaller
 from modelkeep_platform.core.decisions import Attributes, Decision
 from modelkeep_platform.core.errors import CallerError, ForbiddenError, NotFoundError
-from modelkeep_platform.core.events import Event, Outcome
 from modelkeep_platform.core.ids import TenantId
 from modelkeep_platform.core.ports import Clock, EpochSource, Recorder
 from modelkeep_platform.core.refs import ResourceRef
 from modelkeep_platform.storage.database import Database
-from modelkeep_platform.storage.transactions import System
 
 NOT_FOUND: Final = "there is no such object, or you may not see it"
 _CACHED: Final = 8192
@@ -53,15 +50,12 @@ class PolicyAuthorizer:
     def __init__(
         self, *, database: Database, store: AccessStore, recorder: Recorder, epoch: EpochSource, clock: Clock
     ) -> None:
-        self._database = database
         self._store = store
-        self._recorder = recorder
+        self._refusals = RefusalLog(database=database, recorder=recorder, clock=clock)
         self._epoch = epoch
         self._clock = clock
-        self._own = cedarpy.PolicySet.from_str(
-            shipped("guard.cedar") + shipped("roles.cedar") + shipped("operators.cedar")
-        )
-        self._owner_side = cedarpy.PolicySet.from_str(shipped("guard.cedar") + shipped("grants.cedar"))
+        self._own = compiled(OWN_SIDE)
+        self._owner_side = compiled(OWNER_SIDE)
         self._decisions: OrderedDict[tuple[object, ...], _Cached] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -81,7 +75,7 @@ class PolicyAuthorizer:
         epoch = self._epoch.current()
         decision, refusal, expires_at = self._decide(caller, action, ref, facts)
         if refusal is not None:
-            self._record(caller, decision)
+            self._refusals.record(caller, decision)
             raise refusal
         with self._lock:
             self._decisions[_key(caller, action, ref, facts)] = _Cached(epoch, decision, expires_at)
@@ -92,6 +86,10 @@ class PolicyAuthorizer:
     def allows(self, caller: Caller, action: Action, ref: ResourceRef, attributes: Attributes | None = None) -> bool:
         """Return whether `require` would pass; records nothing."""
         return self._decide(caller, action, ref, attributes or _NOTHING)[1] is None
+
+    def close(self) -> None:
+        """Record the counts of refusals that were not recorded singly."""
+        self._refusals.flush()
 
     def cached(self, caller: Caller, action: Action, ref: ResourceRef, attributes: Attributes) -> Decision | None:
         """Return an allow decision made before in this epoch, from memory alone."""
@@ -128,7 +126,7 @@ class PolicyAuthorizer:
     def _decide_foreign(
         self, caller: Caller, action: Action, ref: ResourceRef, attributes: Attributes
     ) -> tuple[Decision, CallerError | None, int | None]:
-        grants = self._store.grants_of(ref, caller.tenant, now_s=self._clock.now_s())
+        grants = self._store.grants_of(ref, caller.tenant, now_s=self._clock.now_s(), epoch=self._epoch.current())
         if not grants:
             return self._missing(caller, action, ref)
         fitting = [grant for grant in grants if action in grant.actions]
@@ -147,10 +145,8 @@ class PolicyAuthorizer:
         return _allowed(caller, action, ref, policies, version, grant), None, grant.expires_at
 
     def _tenants_opinion(self, asked: Question, tenant: TenantId) -> tuple[int, Opinion]:
-        version, policies = self._store.active_policy(tenant, epoch=self._epoch.current())
-        if policies is None:
-            return version, Opinion(verdict=Verdict.SILENT, policies=())
-        return version, ask(asked, policies)
+        active = self._store.active_policy(tenant, epoch=self._epoch.current())
+        return active.version, active.opinion(asked)
 
     def _combined(
         self, caller: Caller, action: Action, ref: ResourceRef, opinions: list[Opinion], version: int
@@ -193,22 +189,6 @@ class PolicyAuthorizer:
             details={"action": str(action), "reasons": list(reasons), "policies": list(policies)},
         )
         return _denied(caller, action, ref, policies, version, reasons), error, None
-
-    def _record(self, caller: Caller, decision: Decision) -> None:
-        # A refusal belongs to the caller's own log: the owner must not learn who guesses, nor the guesser who owns.
-        event = Event(
-            tenant=caller.tenant,
-            action=decision.action,
-            outcome=Outcome.DENIED,
-            actor=caller,
-            ref=ResourceRef(owner=caller.tenant, kind=decision.ref.kind, object_id=decision.ref.object_id)
-            if decision.ref.owner == caller.tenant
-            else None,
-            decision=decision,
-            facts={"reason": decision.reasons[0]} if decision.reasons else {},
-        )
-        with self._database.tenant(caller.tenant, by=System(reason="record a refusal")) as tx:
-            self._recorder.record(tx, event)
 
 
 def _key(caller: Caller, action: Action, ref: ResourceRef, attributes: Attributes) -> tuple[object, ...]:

@@ -92,7 +92,7 @@ class Platform:
         )
         recorder, epoch = self._audit_log, self.epoch
 
-        authorizer = PolicyAuthorizer(
+        self._authorizer = authorizer = PolicyAuthorizer(
             database=database, store=AccessStore(database=database), recorder=recorder, epoch=epoch, clock=clock
         )
         policies = PolicyService(database=database, authorizer=authorizer, recorder=recorder, epoch=epoch, clock=clock)
@@ -275,6 +275,7 @@ class Platform:
         """Stop everything, what others depend on last."""
         self._stop.set()
         self._dispatcher.close()
+        self._authorizer.close()
         self._audit_log.close()
         self._integrator.close()
         self.epoch.close()

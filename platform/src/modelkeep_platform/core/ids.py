@@ -10,7 +10,7 @@ import uuid
 from typing import Final, NewType
 
 from modelkeep_platform.core.errors import UnprocessableError
-from modelkeep_platform.core.ports import Entropy
+from modelkeep_platform.core.machine import Entropy
 
 TenantId = NewType("TenantId", str)
 ObjectId = NewType("ObjectId", str)

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
+
+from modelkeep_platform.core.machine import Clock, Entropy
 
 if TYPE_CHECKING:
     from modelkeep_platform.core.actions import Action
@@ -16,26 +17,6 @@ if TYPE_CHECKING:
     from modelkeep_platform.core.ids import ObjectId, TenantId
     from modelkeep_platform.core.refs import ResourceRef
     from modelkeep_platform.core.sealing import Purpose, Suite
-
-
-class Clock(Protocol):
-    """The time, injected so that tests decide it."""
-
-    def now_s(self) -> int:
-        """Return seconds since the Unix epoch, UTC."""
-
-    def now(self) -> datetime:
-        """Return the aware UTC time."""
-
-    def monotonic_s(self) -> float:
-        """Return a steady clock's seconds, for time-outs and leases within one process."""
-
-
-class Entropy(Protocol):
-    """Random bytes from a cryptographic source."""
-
-    def random_bytes(self, count: int) -> bytes:
-        """Return `count` random bytes."""
 
 
 class Transaction(Protocol):
@@ -140,3 +121,15 @@ class Signer(Protocol):
 
     def sign(self, message: bytes) -> bytes:
         """Return the 64-byte Ed25519 signature of `message`."""
+
+
+__all__ = [
+    "Authorizer",
+    "Clock",
+    "Entropy",
+    "EpochSource",
+    "Recorder",
+    "Sealer",
+    "Signer",
+    "Transaction",
+]

@@ -10,13 +10,14 @@ from modelkeep_platform.core.errors import MalformedError
 from modelkeep_platform.core.limits import DEFAULT_PAGE, MAX_PAGE
 
 Item = TypeVar("Item")
+Shown_co = TypeVar("Shown_co", covariant=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Page(Generic[Item]):
+class Page(Generic[Shown_co]):
     """One page of a list and the cursor of the next, if there is one."""
 
-    items: Sequence[Item]
+    items: Sequence[Shown_co]
     next_cursor: str | None
 
 
