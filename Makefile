@@ -35,7 +35,8 @@ check: install ## style, types and floors
 	$(BIN)/ruff check .
 	$(BIN)/mypy sdk/src
 	$(BIN)/mypy platform/src
-	$(BIN)/mypy tests docs/tutorials/demo
+	$(BIN)/mypy tests
+	MYPYPATH=docs/tutorials/demo $(BIN)/mypy docs/tutorials/demo
 	PYTHONPATH=sdk/src:platform/src $(BIN)/lint-imports --no-cache
 
 bench: install ## speed, as ratios against a named alternative in the same run

@@ -13,7 +13,7 @@ def two_layers() -> nn.Module:
     for _ in range(1000):
         optimizer.zero_grad()
         loss = nn.functional.mse_loss(module(rows), rows)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return module
 

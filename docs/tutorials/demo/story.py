@@ -2,11 +2,11 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import data
-import modelkeep.torch
 import networks
 import numpy as np
 import scan
@@ -16,6 +16,7 @@ from server import Platform
 from stage import Stage
 
 import modelkeep
+import modelkeep.torch
 from modelkeep import Client, ClientCredentials, DeviceCode
 from modelkeep.errors import BudgetExceededError, ForbiddenError, InvalidRequestError, NotFoundError
 
@@ -299,8 +300,8 @@ class Story:
             "delete": lambda model, _: globex.models.delete(model),
         }
         for verb, attempt in attempts.items():
-            foreign = _refusal(lambda attempt=attempt: attempt("acme-health~tumour", "acme-health~breast-cancer"))
-            missing = _refusal(lambda attempt=attempt: attempt("acme-health~never", "acme-health~never"))
+            foreign = _refusal(partial(attempt, "acme-health~tumour", "acme-health~breast-cancer"))
+            missing = _refusal(partial(attempt, "acme-health~never", "acme-health~never"))
             self.stage.check(f"Globex to {verb} Acme's: to the byte what never existed gives", foreign == missing)
         self.refused_request = _last_request(lambda: globex.models.get("acme-health~tumour"))
         error = self.stage.refused(
@@ -350,6 +351,8 @@ class Story:
             "a second job at ε = 2 is refused and nothing spent",
             app.budgets.get("breast-cancer").epsilon_spent == before,
         )
+        if largest is None:
+            raise RuntimeError("the error names no ε that fits")
         self.stage.say(f"the error names the largest ε of this shape that still fits: {largest}")
         job = app.jobs.create(self.job(largest))
         self.stage.check(f"a job at ε = {largest} is admitted", job.state in {"queued", "running"})

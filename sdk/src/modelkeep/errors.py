@@ -2,7 +2,8 @@
 
     ModelkeepError
     ├── ConfigurationError          an argument, setting or file on this machine
-    │   └── StateError              the SDK's own files: wrong permissions, unreadable, locked
+    │   ├── StateError              the SDK's own files: wrong permissions, unreadable, locked
+    │   └── TraceError              a module that has no description as a graph; the layer or line is named
     ├── ConnectionFailedError       no answer; `sent` says whether the server may have acted
     │   └── TimeoutError            no answer in time
     ├── ProtocolError               an answer that breaks the protocol: redirect, size, type, JSON, another object
@@ -75,6 +76,12 @@ class StateError(ConfigurationError):
     """The SDK's own files cannot be used: others may read them, or they are broken or locked."""
 
     code = "state"
+
+
+class TraceError(ConfigurationError):
+    """A module cannot be described as a graph, or a graph is not what the format says."""
+
+    code = "trace"
 
 
 class ConnectionFailedError(ModelkeepError):
