@@ -11,6 +11,7 @@ and imports torch only inside `main`, so that nothing is loaded before the limit
 import os
 import socket
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from typing import Final, NoReturn
@@ -40,6 +41,9 @@ def run(main: Callable[[SyncChannel, Limits], None]) -> NoReturn:
     connection.set_inheritable(False)
     limits = msgspec.json.decode(sys.argv[2], type=Limits)
     confine(limits)
+    # Libraries look for a temporary folder when they are imported (torch.optim does), by writing a file; this process
+    # may not write any. They are told of one that is not there, and nothing of ours asks for it.
+    tempfile.tempdir = "/nonexistent"
     channel = SyncChannel(connection)
     status = 0
     try:
