@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from modelkeep._core.flows import Flow
 from modelkeep._core.retrying import Retrying
@@ -44,3 +44,19 @@ class Auth(Protocol):
             AuthenticationError: the login was refused.
             UntrustedServerError: the server names another issuer than the one pinned.
         """
+
+
+@runtime_checkable
+class Interactive(Protocol):
+    """A way to log in that can be asked to do so anew."""
+
+    def login(self, site: Site) -> Flow[object]:
+        """Log in, whatever is kept."""
+
+
+@runtime_checkable
+class Kept(Protocol):
+    """A way to log in that keeps tokens."""
+
+    def logout(self, site: Site) -> Flow[bool]:
+        """Forget them, here and at the issuer."""

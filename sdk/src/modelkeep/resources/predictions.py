@@ -9,7 +9,8 @@ from typing import Any, Final, TypeAlias
 from modelkeep._core import inference
 from modelkeep._core.flows import MIB, Flow, Mode, Operation, Runner
 from modelkeep._core.session import Session
-from modelkeep.errors import ForbiddenError, InvalidRequestError
+from modelkeep._core.site import Interactive, Kept
+from modelkeep.errors import ConfigurationError, ForbiddenError, InvalidRequestError
 from modelkeep.resources.base import Resource
 from modelkeep.types import WhoAmI
 
@@ -35,6 +36,28 @@ class Predictions(Resource[Mode]):
     def whoami(self) -> Flow[WhoAmI]:
         """Say who the caller is, as the platform sees it."""
         return (yield from self._session.get(WhoAmI, "v1", "whoami"))
+
+    @Operation
+    def login(self) -> Flow[WhoAmI]:
+        """Log in anew, whatever token is kept, and say who one is.
+
+        Raises:
+            ConfigurationError: this client's way of logging in has no login of its own.
+            AuthenticationError: the login was refused.
+        """
+        auth = self._session.auth
+        if not isinstance(auth, Interactive):
+            raise ConfigurationError("a token that comes from elsewhere has no login; use it as it is")
+        yield from auth.login(self._session.site)
+        return (yield from self._session.get(WhoAmI, "v1", "whoami"))
+
+    @Operation
+    def logout(self) -> Flow[bool]:
+        """Forget the kept tokens, here and at the issuer; return whether there were any."""
+        auth = self._session.auth
+        if not isinstance(auth, Kept):
+            raise ConfigurationError("only a person's login keeps tokens; there is nothing to forget")
+        return (yield from auth.logout(self._session.site))
 
     @Operation
     def predict(self, model: str, inputs: Any, *, version: int | str | None = None) -> Flow[Any]:  # noqa: ANN401

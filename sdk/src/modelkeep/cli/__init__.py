@@ -1,0 +1,1 @@
+"""The `modelkeep` command: what the SDK does, from a terminal. One file a noun; docs/reference/cli.md lists it all."""

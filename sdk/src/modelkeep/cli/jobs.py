@@ -1,0 +1,88 @@
+"""Training jobs: plan, create, watch, cancel."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from modelkeep.cli.shared import Context, limit_option, pass_context, read_json, with_client
+
+if TYPE_CHECKING:
+    from modelkeep.client import Client
+
+
+@click.group()
+def jobs() -> None:
+    """Training jobs."""
+
+
+@jobs.command()
+@click.argument("file", type=click.Path())
+@pass_context
+def plan(context: Context, file: str) -> None:
+    """Say what the job in FILE (JSON, `-` for standard input) would cost; nothing is spent."""
+    declared = read_json(file)
+    context.show(with_client(context, lambda client: client.jobs.plan(declared)))
+
+
+@jobs.command()
+@click.argument("file", type=click.Path())
+@click.option("--wait", is_flag=True, help="Wait until it ends, with a progress bar.")
+@pass_context
+def create(context: Context, file: str, *, wait: bool) -> None:
+    """Start the job in FILE (JSON, `-` for standard input); its cost is reserved first."""
+    declared = read_json(file)
+
+    def run(client: Client) -> object:
+        job = client.jobs.create(declared)
+        return client.jobs.wait(job.id, progress=not context.as_json) if wait else job
+
+    context.show(with_client(context, run))
+
+
+@jobs.command("list")
+@limit_option
+@pass_context
+def list_jobs(context: Context, limit: int) -> None:
+    """List jobs, newest first."""
+    found = with_client(context, lambda client: client.jobs.list(limit=limit))
+    context.table(found, "id", "state", "dataset", "into", "progress", "created_at")
+
+
+@jobs.command()
+@click.argument("job_id")
+@pass_context
+def show(context: Context, job_id: str) -> None:
+    """Show a job."""
+    context.show(with_client(context, lambda client: client.jobs.get(job_id)))
+
+
+@jobs.command()
+@click.argument("job_id")
+@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), help="Seconds to wait; the job goes on.")
+@pass_context
+def wait(context: Context, job_id: str, timeout_s: float | None) -> None:
+    """Wait until a job ends, with a progress bar; status 1 when it did not succeed."""
+
+    def run(client: Client) -> object:
+        return client.jobs.wait(job_id, progress=not context.as_json, timeout_s=timeout_s)
+
+    context.show(with_client(context, run))
+
+
+@jobs.command()
+@click.argument("job_id")
+@pass_context
+def cancel(context: Context, job_id: str) -> None:
+    """Cancel a job; what it ran stays charged, the rest returns."""
+    context.show(with_client(context, lambda client: client.jobs.cancel(job_id)))
+
+
+@jobs.command()
+@click.argument("job_id")
+@limit_option
+@pass_context
+def logs(context: Context, job_id: str, limit: int) -> None:
+    """Read a job's log; it holds no data."""
+    context.table(with_client(context, lambda client: client.jobs.logs(job_id, limit=limit)), "at", "text")

@@ -1,0 +1,156 @@
+"""Members, service accounts, and the operator's tenants. Secrets and links are shown once, on standard output."""
+
+from __future__ import annotations
+
+import click
+
+from modelkeep.cli.shared import Context, limit_option, pass_context, with_client, yes_option
+
+_ROLES = click.option(
+    "--role",
+    "roles",
+    required=True,
+    multiple=True,
+    type=click.Choice(["tenant-admin", "developer", "analyst", "auditor"]),
+    help="May be repeated.",
+)
+
+
+@click.group()
+def members() -> None:
+    """People of the tenant."""
+
+
+@members.command("list")
+@limit_option
+@pass_context
+def list_members(context: Context, limit: int) -> None:
+    """List members."""
+    found = with_client(context, lambda client: client.members.list(limit=limit))
+    context.table(found, "id", "name", "roles", "state", "created_at")
+
+
+@members.command()
+@click.argument("username")
+@_ROLES
+@pass_context
+def invite(context: Context, username: str, roles: tuple[str, ...]) -> None:
+    """Invite a person; pass the link on, it works once."""
+    invited = with_client(context, lambda client: client.members.invite(username, roles=roles))
+    link = invited.invitation
+    context.show(
+        {"name": invited.member.name, "roles": invited.member.roles, "link": link.url, "expires_at": link.expires_at}
+    )
+
+
+@members.command("set-roles")
+@click.argument("member_id")
+@_ROLES
+@pass_context
+def set_roles(context: Context, member_id: str, roles: tuple[str, ...]) -> None:
+    """Set a member's roles; they hold for the next call."""
+    context.show(with_client(context, lambda client: client.members.update(member_id, roles=roles)))
+
+
+@members.command("remove")
+@click.argument("member_id")
+@yes_option
+@pass_context
+def remove_member(context: Context, member_id: str, *, yes: bool) -> None:
+    """Remove a member; their tokens end at once."""
+    context.confirm(f"Remove the member {member_id}?", yes=yes)
+    with_client(context, lambda client: client.members.remove(member_id))
+    context.done(f"removed {member_id}")
+
+
+@click.group("service-accounts")
+def service_accounts() -> None:
+    """Accounts of the tenant's applications."""
+
+
+@service_accounts.command("list")
+@limit_option
+@pass_context
+def list_accounts(context: Context, limit: int) -> None:
+    """List accounts."""
+    found = with_client(context, lambda client: client.service_accounts.list(limit=limit))
+    context.table(found, "id", "name", "client_id", "roles", "created_at")
+
+
+@service_accounts.command("create")
+@click.argument("name")
+@_ROLES
+@pass_context
+def create_account(context: Context, name: str, roles: tuple[str, ...]) -> None:
+    """Make an account; its secret is shown this once."""
+    made = with_client(context, lambda client: client.service_accounts.create(name, roles=roles))
+    context.show({"client_id": made.service_account.client_id, "client_secret": made.client_secret})
+
+
+@service_accounts.command("rotate")
+@click.argument("account_id")
+@pass_context
+def rotate_account(context: Context, account_id: str) -> None:
+    """Replace the secret, shown this once; the old one and its tokens end at once."""
+    made = with_client(context, lambda client: client.service_accounts.rotate(account_id))
+    context.show({"client_id": made.service_account.client_id, "client_secret": made.client_secret})
+
+
+@service_accounts.command("delete")
+@click.argument("account_id")
+@yes_option
+@pass_context
+def delete_account(context: Context, account_id: str, *, yes: bool) -> None:
+    """Delete an account; its tokens end at once."""
+    context.confirm(f"Delete the service account {account_id}?", yes=yes)
+    with_client(context, lambda client: client.service_accounts.delete(account_id))
+    context.done(f"deleted {account_id}")
+
+
+@click.group()
+def tenants() -> None:
+    """The platform's tenants, for its operator."""
+
+
+@tenants.command("list")
+@limit_option
+@pass_context
+def list_tenants(context: Context, limit: int) -> None:
+    """List tenants."""
+    found = with_client(context, lambda client: client.tenants.list(limit=limit))
+    context.table(found, "slug", "name", "state", "created_at")
+
+
+@tenants.command("create")
+@click.argument("slug")
+@click.option("--name", required=True, help="The organisation's name.")
+@pass_context
+def create_tenant(context: Context, slug: str, name: str) -> None:
+    """Add a tenant; give its administrator the link, which works once."""
+    made = with_client(context, lambda client: client.tenants.create(slug, name=name))
+    context.show({"slug": made.tenant.slug, "link": made.enrolment.url, "expires_at": made.enrolment.expires_at})
+
+
+@tenants.command("suspend")
+@click.argument("slug")
+@pass_context
+def suspend_tenant(context: Context, slug: str) -> None:
+    """Suspend a tenant; its next call is refused."""
+    context.show(with_client(context, lambda client: client.tenants.suspend(slug)))
+
+
+@tenants.command("resume")
+@click.argument("slug")
+@pass_context
+def resume_tenant(context: Context, slug: str) -> None:
+    """Resume a suspended tenant."""
+    context.show(with_client(context, lambda client: client.tenants.resume(slug)))
+
+
+@tenants.command("enrolment-link")
+@click.argument("slug")
+@pass_context
+def enrolment_link(context: Context, slug: str) -> None:
+    """Make a new enrolment link; the one before ends."""
+    link = with_client(context, lambda client: client.tenants.new_enrolment_link(slug))
+    context.show({"link": link.url, "expires_at": link.expires_at})
