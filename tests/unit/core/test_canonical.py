@@ -16,7 +16,7 @@ FILE = json.loads((Path(__file__).parents[2] / "vectors" / "canonical" / "vector
 
 
 def _field(value: Any) -> str | bytes | int:
-    return bytes.fromhex(value["hex"]) if isinstance(value, dict) else value  # type: ignore[no-any-return]
+    return bytes.fromhex(value["hex"]) if isinstance(value, dict) else value
 
 
 @pytest.mark.parametrize("vector", FILE["vectors"], ids=lambda vector: vector["name"])

@@ -200,7 +200,7 @@ def subclasses(kind: type[Exception]) -> set[type[Exception]]:
     return {kind} | {more for one in kind.__subclasses__() for more in subclasses(one)}
 
 
-@pytest.mark.parametrize("kind", sorted(subclasses(httpx.HTTPError), key=lambda kind: kind.__name__))
+@pytest.mark.parametrize("kind", sorted(subclasses(httpx.HTTPError), key=str))
 def test_every_error_of_the_http_library_is_mapped(kind: type[Exception]) -> None:
     request = httpx.Request("GET", "https://models.test")
     if issubclass(kind, httpx.HTTPStatusError):

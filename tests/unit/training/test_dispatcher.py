@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -197,7 +198,7 @@ def test_a_worker_that_does_not_keep_to_its_job(
         pytest.param({"clip_norm": 2.0}, id="another norm"),
     ],
 )
-def test_a_run_that_differs_from_its_charge_is_held(room: TrainingRoom, ran: dict[str, object]) -> None:
+def test_a_run_that_differs_from_its_charge_is_held(room: TrainingRoom, ran: dict[str, Any]) -> None:
     def script(channel: SyncChannel) -> None:
         fields, _ = hear_brief(channel)
         for number in range(8):
@@ -330,7 +331,7 @@ def test_a_job_whose_server_died_is_ended_and_its_zombie_can_do_nothing(room: Tr
 
 def test_stopping_ends_a_running_job_as_interrupted(room: TrainingRoom) -> None:
     job = room.training.create(ME, training_spec())
-    dispatchers = []
+    dispatchers: list[Any] = []
 
     def script(channel: SyncChannel) -> None:
         hear_brief(channel)

@@ -259,7 +259,12 @@ class Platform:
             clock=clock,
             base_url=settings.base_url,
         )
-        self.asgi: ASGIApp = Gateway(management=management.app(pages), data_plane=data_plane, entropy=entropy)
+        self.asgi: ASGIApp = Gateway(
+            management=management.app(pages),
+            data_plane=data_plane,
+            entropy=entropy,
+            on_shutdown=self._serving.close,
+        )
         self._stop = threading.Event()
         self._housekeeper = threading.Thread(target=self._keep_house, name="housekeeper", daemon=True)
 

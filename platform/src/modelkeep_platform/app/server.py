@@ -49,7 +49,7 @@ def serve(
                 ws="none",
                 access_log=False,
                 log_config=None,
-                lifespan="off",
+                lifespan="on",
                 server_header=False,
                 date_header=True,
                 proxy_headers=False,

@@ -67,7 +67,7 @@ class ServingService:
         while self._workers:
             _, worker = self._workers.popitem()
             worker.end()
-        await asyncio.sleep(0)
+            await worker.ended()
 
     def _worker(self, tenant: TenantId) -> TenantWorker:
         # INVARIANT: a worker serves models of one owner only.

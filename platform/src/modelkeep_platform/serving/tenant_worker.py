@@ -92,10 +92,22 @@ class TenantWorker:
         self._process.kill()
         self._fail_all(error or UnavailableError("the worker was stopped; try again", code="worker_stopped"))
 
+    async def ended(self) -> None:
+        """Return when the task that speaks to the process is over and its channel is closed."""
+        await asyncio.wait([self._task])
+
     async def _run(self) -> None:
+        channel = await AsyncChannel.open(self._process.connection)
+        try:
+            await self._serve(channel)
+        finally:
+            channel.close()
+            # Transports close in the turn after they are told to.
+            await asyncio.sleep(0)
+
+    async def _serve(self, channel: AsyncChannel) -> None:
         batch: list[_Request] = []
         try:
-            channel = await AsyncChannel.open(self._process.connection)
             async with asyncio.timeout(self._start_s):
                 await channel.receive()
             while True:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 DEFAULT_PROFILE: Final = "default"
 _RECORD: Final = "profile"
 _MAX_FILE_BYTES: Final = 64 * 1024 * 1024
+_PIPE_WIDTH: Final = 1000
 _SECRETS: Final = frozenset({"salt", "entry", "leaf_hash"})
 
 
@@ -127,10 +128,13 @@ class Context:
 
         table = Table(box=None, pad_edge=False, header_style="bold")
         for name in columns:
-            table.add_column(name.replace("_", " "), overflow="fold")
+            # An id is copied and pasted: it is never broken into lines.
+            table.add_column(name.replace("_", " "), overflow="fold", no_wrap=name.endswith("id") or name == "name")
         for row in rows:
             table.add_row(*(Text(cell(name, row.get(name))) for name in columns))
-        Console(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty()).print(table)
+        # A pipe is no terminal: lines are as long as they need be.
+        width = None if sys.stdout.isatty() else _PIPE_WIDTH
+        Console(highlight=False, markup=False, width=width).print(table)
 
     def show_line(self, text: str) -> None:
         """Print a line of a server's text."""
@@ -173,7 +177,8 @@ def cell(name: str, value: object) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, Mapping):
-        return safe(", ".join(f"{key}={_inner(item)}" for key, item in value.items()) or "-")
+        shown = {key: _inner(item) for key, item in value.items() if item is not None}
+        return safe(", ".join(f"{key}={item}" for key, item in shown.items()) or "-")
     if isinstance(value, Sequence) and not isinstance(value, str):
         return safe(", ".join(_inner(item) for item in value) or "-")
     return safe(str(value))
