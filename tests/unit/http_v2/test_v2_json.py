@@ -137,7 +137,7 @@ def test_a_time_out_out_of_range_is_refused(timeout: object) -> None:
     raw = json.dumps({**json.loads(body()), "parameters": {"timeout_ms": timeout}}).encode()
     with pytest.raises(UnprocessableError) as caught:
         parse_request(raw)
-    assert caught.value.error_code == "invalid_parameter"
+    assert caught.value.error_code == "invalid_timeout"
 
 
 @pytest.mark.parametrize(

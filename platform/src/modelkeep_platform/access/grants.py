@@ -163,19 +163,19 @@ class GrantService:
     ) -> builtins.list[str]:
         if kind not in {str(known) for known in self._resolvers}:
             known = ", ".join(f"`{known}`" for known in self._resolvers)
-            raise UnprocessableError(f"grants are given on {known}", code="invalid_grant")
+            raise UnprocessableError(f"grants are given on {known}", code="grant_refused")
         possible = sorted(str(action) for action in GRANTABLE if action.startswith(f"{kind}:"))
         wanted = sorted(set(actions))
         if not wanted or not set(wanted) <= set(possible):
             listed = ", ".join(f"`{action}`" for action in possible)
-            raise UnprocessableError(f"what can be granted on a {kind} is {listed}", code="invalid_grant")
+            raise UnprocessableError(f"what can be granted on a {kind} is {listed}", code="grant_refused")
         other = self._tenants.id_of(grantee)
         if other is None or other == caller.tenant:
             raise UnprocessableError(
                 f"`{grantee[:80]}` is not another tenant's slug; ask them for theirs", code="invalid_grantee"
             )
         if expires_at is not None and expires_at <= self._clock.now_s():
-            raise UnprocessableError("`expires_at` is in the past", code="invalid_grant")
+            raise UnprocessableError("`expires_at` is in the past", code="grant_refused")
         return wanted
 
     def _view(self, row: Row | Mapping[str, object]) -> Grant:

@@ -1,8 +1,9 @@
 """The OpenAPI 3.1 document, made from the declared endpoints and their types; nothing is written twice."""
 
 import re
-from collections.abc import Iterable
-from typing import Any, Final
+from collections.abc import Iterable, Sequence
+from types import UnionType
+from typing import Any, Final, get_args
 
 import msgspec
 
@@ -36,7 +37,7 @@ def document(endpoints: Iterable[Endpoint], *, version: str) -> dict[str, Any]:
         version: the platform's version.
     """
     served = list(endpoints)
-    types = [wanted for endpoint in served for wanted in (endpoint.body, endpoint.returns) if _is_json(wanted)]
+    types = [one for endpoint in served for wanted in (endpoint.body, endpoint.returns) for one in _members(wanted)]
     schemas, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     by_type = {id(wanted): schema for wanted, schema in zip(types, schemas, strict=True)}
     paths: dict[str, dict[str, Any]] = {}
@@ -58,8 +59,16 @@ def document(endpoints: Iterable[Endpoint], *, version: str) -> dict[str, Any]:
     }
 
 
-def _is_json(wanted: object) -> bool:
-    return wanted is not None and wanted is not bytes
+def _members(wanted: object) -> Sequence[object]:
+    """Return the types of a body or answer: none, one, or those of a union."""
+    if wanted is None or wanted is bytes:
+        return ()
+    return get_args(wanted) if isinstance(wanted, UnionType) else (wanted,)
+
+
+def _schema(wanted: object, by_type: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    found = [by_type[id(one)] for one in _members(wanted)]
+    return found[0] if len(found) == 1 else {"anyOf": found}
 
 
 def _operation(endpoint: Endpoint, by_type: dict[int, dict[str, Any]]) -> dict[str, Any]:
@@ -69,10 +78,7 @@ def _operation(endpoint: Endpoint, by_type: dict[int, dict[str, Any]]) -> dict[s
         "parameters": _parameters(endpoint),
         "responses": {
             str(endpoint.status): _success(endpoint, by_type),
-            "default": {
-                "description": "refused or failed",
-                "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
-            },
+            **{str(status): _refusal(status) for status in _refusals(endpoint)},
         },
         "x-action": str(endpoint.guard) if isinstance(endpoint.guard, Action) else f"none: {endpoint.guard.reason}",
     }
@@ -81,9 +87,49 @@ def _operation(endpoint: Endpoint, by_type: dict[int, dict[str, Any]]) -> dict[s
     if endpoint.body is bytes:
         operation["requestBody"] = {"required": True, "content": {"application/octet-stream": {}}}
     elif endpoint.body is not None:
-        schema = by_type[id(endpoint.body)]
-        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+        content = {"application/json": {"schema": _schema(endpoint.body, by_type)}}
+        operation["requestBody"] = {"required": True, "content": content}
     return operation
+
+
+_WHY: Final = {
+    400: "the bytes are not what is wanted here",
+    401: "no token, or one that does not verify",
+    403: "policy denies it",
+    404: "there is no such object, or the caller may not see it",
+    408: "the body did not arrive in time",
+    409: "the state does not allow it",
+    413: "more bytes than the limit",
+    415: "the body has a Content-Encoding",
+    422: "well-formed, but refused for what it says",
+    429: "too many calls; `Retry-After` says when to try again",
+    500: "the platform could not do it",
+    503: "a part is down or starting; try again later",
+}
+
+
+def _refusals(endpoint: Endpoint) -> list[int]:
+    """Return every status with which the endpoint can refuse."""
+    found = {400, 429, 500, 503}
+    if not isinstance(endpoint.guard, Public):
+        found |= {401, 403}
+    if _PARAMETER.search(endpoint.path):
+        found |= {404, 422}
+    if endpoint.body is not None:
+        found |= {404, 408, 413, 415, 422}
+    if endpoint.method != "GET":
+        found.add(409)
+    return sorted(found)
+
+
+def _refusal(status: int) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "description": _WHY[status],
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+    }
+    if status == 429:  # noqa: PLR2004 -- RFC 6585's number is the name
+        described["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "seconds"}}
+    return described
 
 
 def _success(endpoint: Endpoint, by_type: dict[int, dict[str, Any]]) -> dict[str, Any]:
@@ -91,7 +137,7 @@ def _success(endpoint: Endpoint, by_type: dict[int, dict[str, Any]]) -> dict[str
         return {"description": "done", "content": {endpoint.media_type: {}}}
     if endpoint.returns is None:
         return {"description": "done"}
-    return {"description": "done", "content": {"application/json": {"schema": by_type[id(endpoint.returns)]}}}
+    return {"description": "done", "content": {"application/json": {"schema": _schema(endpoint.returns, by_type)}}}
 
 
 def _parameters(endpoint: Endpoint) -> list[dict[str, Any]]:

@@ -199,7 +199,7 @@ def _timeout_s(parameters: Mapping[str, Any]) -> float:
     if given is None:
         return DEFAULT_TIMEOUT_S
     if not isinstance(given, int) or isinstance(given, bool) or not 0 < given <= MAX_TIMEOUT_MS:
-        raise UnprocessableError(f"`timeout_ms` is a number from 1 to {MAX_TIMEOUT_MS}", code="invalid_parameter")
+        raise UnprocessableError(f"`timeout_ms` is a number from 1 to {MAX_TIMEOUT_MS}", code="invalid_timeout")
     return given / 1000
 
 

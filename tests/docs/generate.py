@@ -1,0 +1,413 @@
+"""Writes the parts of the reference that code knows best; a test fails when a page is not what this would write.
+
+Run it after a change: ``python tests/docs/generate.py``. A generated part stands between two comments in a page; the
+rest of the page is written by hand and left alone.
+"""
+
+import ast
+import inspect
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from modelkeep.cli.main import main as sdk_command
+from modelkeep_platform.access.shipped import OWN_SIDE, compiled
+from modelkeep_platform.app.settings import Settings
+from modelkeep_platform.cli.main import main as platform_command
+from modelkeep_platform.core import errors
+from modelkeep_platform.core.actions import GRANTABLE, PLATFORM_ACTIONS, Action
+from modelkeep_platform.core.callers import Role
+from modelkeep_platform.core.errors import ModelkeepError
+from modelkeep_platform.http.status import status_of
+from modelkeep_platform.models.graph.ops import OPS, Attr, Op
+from modelkeep_platform.privacy import ops as private_ops
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+REFERENCE: Final = ROOT / "docs" / "reference"
+SOURCES: Final = ROOT / "platform" / "src" / "modelkeep_platform"
+_BEGIN, _END = "<!-- generated: {} -->", "<!-- end of {} -->"
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Return a Markdown table."""
+    head = list(head)
+    lines = [f"| {' | '.join(head)} |", f"| {' | '.join('---' for _ in head)} |"]
+    escaped = ([cell.replace("|", "\\|") for cell in row] for row in rows)
+    lines += [f"| {' | '.join(row)} |" for row in escaped]
+    return "\n".join(lines)
+
+
+# --- settings, commands -----------------------------------------------------------------------------
+
+
+def settings() -> str:
+    """Return the table of settings, explained by the docstring of `Settings`."""
+    explained = dict(re.findall(r"^ {4,}(\w+): (.+(?:\n {12,}.+)*)", inspect.getdoc(Settings) or "", re.MULTILINE))
+    rows = []
+    for item in fields(Settings):
+        default = "required" if "MISSING" in repr(item.default) else f"`{json.dumps(item.default)}`"
+        kind = getattr(item.type, "__name__", str(item.type))
+        rows.append([f"`{item.name}`", kind, default, re.sub(r"\s+", " ", explained[item.name])])
+    return table(["setting", "type", "default", "meaning"], rows)
+
+
+def command(root: click.Command, name: str) -> str:
+    """Return every command below `root` with its options."""
+    parts: list[str] = []
+
+    def walk(at: click.Command, path: str) -> None:
+        if isinstance(at, click.Group):
+            if at is not root:
+                parts.append(f"### `{path}`\n\n{first(at.help)}")
+            for sub in sorted(at.commands):
+                walk(at.commands[sub], f"{path} {sub}")
+            return
+        arguments = " ".join(one.make_metavar(click.Context(at)) for one in at.params if isinstance(one, click.Argument))
+        parts.append(f"#### `{' '.join([path, arguments]).strip()}`\n\n{whole(at.help)}")
+        rows = [[option_names(one), option_help(one)] for one in at.params if isinstance(one, click.Option)]
+        if rows:
+            parts.append(table(["option", "meaning"], rows))
+
+    options = [one for one in root.params if isinstance(one, click.Option)]
+    if options:
+        rows = [[option_names(one), option_help(one)] for one in options]
+        parts.append(table(["option of every command", "meaning"], rows))
+    walk(root, name)
+    return "\n\n".join(parts)
+
+
+def option_names(option: click.Option) -> str:
+    """Return an option's spellings."""
+    names = ", ".join(f"`{name}`" for name in option.opts)
+    return names if option.is_flag else f"{names} {option.make_metavar(click.Context(click.Command('x')))}"
+
+
+def option_help(option: click.Option) -> str:
+    """Return what an option does, and where its default comes from."""
+    text = option.help or ""
+    if option.required:
+        text += " Required."
+    if option.envvar:
+        text += f" Environment: `{option.envvar}`."
+    if option.show_default and option.default not in (None, False):
+        text += f" Default: `{option.default}`."
+    return text.strip()
+
+
+def first(text: str | None) -> str:
+    """Return the first paragraph."""
+    return whole(text).partition("\n\n")[0]
+
+
+def whole(text: str | None) -> str:
+    """Return a help text with its paragraphs."""
+    return "\n\n".join(re.sub(r"\s+", " ", part) for part in inspect.cleandoc(text or "").split("\n\n"))
+
+
+# --- errors -----------------------------------------------------------------------------------------
+
+
+def error_codes() -> dict[str, tuple[set[int], set[str]]]:
+    """Return every stable code in the sources: its statuses and what it says."""
+    classes = all_errors()
+    found: dict[str, tuple[set[int], set[str]]] = {}
+
+    def add(code: str, kind: type[ModelkeepError], text: str) -> None:
+        statuses, texts = found.setdefault(code, (set(), set()))
+        statuses.add(status_of(instance(kind, code)))
+        texts.add(text)
+
+    for path in sorted(SOURCES.rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef) and node.name in classes:
+                kind = classes[node.name]
+                if "code" in vars(kind):
+                    add(kind.code, kind, first(kind.__doc__).rstrip("."))
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute):
+                name = node.func.id if isinstance(node.func, ast.Name) else node.func.attr
+                code = next((word.value for word in node.keywords if word.arg == "code"), None)
+                if isinstance(code, ast.Constant) and isinstance(code.value, str) and name in classes:
+                    add(code.value, classes[name], says(node, tree))
+    return found
+
+
+def says(node: ast.Call, tree: ast.Module) -> str:
+    """Return the message of an error that is raised, with … where it differs from case to case."""
+    if not node.args:
+        return ""
+    message = node.args[0]
+    if isinstance(message, ast.Name):
+        # Named just above: the nearest assignment before the call.
+        named = [
+            one
+            for one in ast.walk(tree)
+            if isinstance(one, ast.Assign)
+            and one.lineno < node.lineno
+            and any(isinstance(target, ast.Name) and target.id == message.id for target in one.targets)
+        ]
+        message = max(named, key=lambda one: one.lineno).value if named else message
+    if isinstance(message, ast.Constant):
+        return str(message.value)
+    if isinstance(message, ast.JoinedStr):
+        return "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in message.values)
+    return ""
+
+
+def all_errors() -> dict[str, type[ModelkeepError]]:
+    """Return every error class of the platform by its name; importing the sources declares them."""
+    import importlib
+
+    for path in SOURCES.rglob("*.py"):
+        parts = path.relative_to(SOURCES.parent).with_suffix("").parts
+        if parts[-1] not in {"__main__", "env"} and "migrations" not in parts:
+            importlib.import_module(".".join(part for part in parts if part != "__init__"))
+
+    def below(kind: type[ModelkeepError]) -> dict[str, type[ModelkeepError]]:
+        found = {kind.__name__: kind}
+        for one in kind.__subclasses__():
+            found |= below(one)
+        return found
+
+    return below(ModelkeepError)
+
+
+def instance(kind: type[ModelkeepError], code: str) -> ModelkeepError:
+    """Return an error of a class with a code, for the table of statuses."""
+    made = kind.__new__(kind)
+    made.message, made.error_code, made.details = "", code, {}
+    return made
+
+
+def error_table() -> str:
+    """Return the table of codes."""
+    rows = []
+    for code, (statuses, texts) in sorted(error_codes().items()):
+        said = "; ".join(f"{text}" for text in sorted(texts) if text)[:400]
+        rows.append([f"`{code}`", ", ".join(map(str, sorted(statuses))), said])
+    return table(["code", "status", "says, or when"], rows)
+
+
+# --- actions ----------------------------------------------------------------------------------------
+
+
+def action_table() -> str:
+    """Return who may do what by the shipped policies: asked of the engine, not read from a list."""
+    from modelkeep_platform.access.engine import Verdict, ask, question
+    from modelkeep_platform.core.callers import PrincipalKind, TenantCaller
+    from modelkeep_platform.core.ids import ObjectId, PrincipalId, RequestId, TenantId
+    from modelkeep_platform.core.refs import Kind, ResourceRef
+
+    tenant = TenantId("00000000-0000-4000-8000-000000000000")
+    kinds = {str(kind): kind for kind in Kind}
+    rows = []
+    for action in sorted(Action):
+        noun = str(action).partition(":")[0]
+        kind = {"issuer": Kind.PLATFORM, "budget": Kind.DATASET, "audit": Kind.AUDIT_LOG}.get(noun) or kinds[noun]
+        cells = []
+        for role in Role:
+            caller = TenantCaller(
+                tenant=tenant,
+                principal=PrincipalId("p"),
+                principal_kind=PrincipalKind.USER,
+                name="p",
+                roles=frozenset({role}),
+                token_id="t",  # noqa: S106 -- no token
+                request_id=RequestId("r"),
+            )
+            ref = ResourceRef(owner=tenant, kind=kind, object_id=ObjectId("o"))
+            verdict = ask(question(caller, action, ref, {}, granted=frozenset()), compiled(OWN_SIDE)).verdict
+            allowed = verdict is Verdict.PERMIT and (action not in PLATFORM_ACTIONS or action is Action.AUDIT_READ)
+            cells.append("yes" if allowed else "")
+        operator = "yes" if action in PLATFORM_ACTIONS else ""
+        grantable = "yes" if action in GRANTABLE else ""
+        rows.append([f"`{action}`", *cells, operator, grantable])
+    return table(["action", *(str(role) for role in Role), "operator", "can be granted"], rows)
+
+
+# --- graph ------------------------------------------------------------------------------------------
+
+
+def operation_table() -> str:
+    """Return every operation of a graph."""
+    rows = []
+    for name, op in OPS.items():
+        low, high = op.inputs
+        attrs = ", ".join(f"`{attr}`{_hint(spec)}" for attr, spec in op.attrs.items()) or "none"
+        rows.append([f"`{name}`", str(low) if low == high else f"{low} to {high}", attrs, _params(name, op), _private(name)])
+    return table(["operation", "inputs", "attributes", "parameters", "in private training"], rows)
+
+
+def _hint(spec: Attr) -> str:
+    kind = {"ints": "int or list", "floats": "list of numbers", "dim": "dimension", "choice": "/".join(spec.choices)}
+    text = kind.get(spec.kind, spec.kind)
+    return f" ({text})" if spec.required else f" ({text}, default {json.dumps(spec.default)})"
+
+
+def _example(op: Op) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, spec in op.attrs.items():
+        values[name] = spec.default if not spec.required else {"ints": [1], "floats": [1.0]}.get(spec.kind, 1)
+    return values
+
+
+def _params(name: str, op: Op) -> str:
+    if name in {"rnn", "lstm", "gru"}:
+        return "`weight_ih_l{n}`, `weight_hh_l{n}`, `bias_ih_l{n}`, `bias_hh_l{n}`, each also `…_reverse`"
+    if name == "transformer_encoder":
+        return "`layers.{n}.` and those of `transformer_encoder_layer`"
+    return ", ".join(f"`{role}`" for role in op.parameters(_example(op))) or "none"
+
+
+def _private(name: str) -> str:
+    try:
+        private_ops.check_private_ops([("node", name)])
+    except ModelkeepError as exc:
+        return f"no: {exc.message.partition(';')[2].strip() or 'it mixes records'}"
+    return "yes"
+
+
+def graph_schema() -> dict[str, Any]:
+    """Return the JSON schema of a graph, made from the operations."""
+    identifier = {"type": "string", "pattern": "^[A-Za-z0-9_][A-Za-z0-9_.]{0,127}$"}
+    dtype = {"enum": ["float32", "float64", "int64", "int32", "bool", "uint8"]}
+    size = {"anyOf": [{"const": -1}, {"type": "integer", "minimum": 1, "maximum": 1 << 24}]}
+    shape = {"type": "array", "maxItems": 8, "items": size}
+    tensor = {"name": identifier, "dtype": dtype, "shape": shape}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Modelkeep graph, version 1",
+        **_closed({"format": {"const": "modelkeep.graph/1"}, "inputs": _some(_closed(tensor), 16)}),
+        "properties": {
+            "format": {"const": "modelkeep.graph/1"},
+            "inputs": _some(_closed(tensor), 16),
+            "nodes": _some({"oneOf": [_node(name, op, identifier) for name, op in OPS.items()]}, 4096),
+            "outputs": _some(_closed({**tensor, "node": identifier}), 16),
+        },
+        "required": ["format", "inputs", "nodes", "outputs"],
+    }
+
+
+def _closed(properties: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": dict(properties),
+        "required": sorted(properties),
+    }
+
+
+def _some(items: Mapping[str, Any], most: int) -> dict[str, Any]:
+    return {"type": "array", "minItems": 1, "maxItems": most, "items": dict(items)}
+
+
+def _node(name: str, op: Op, identifier: Mapping[str, Any]) -> dict[str, Any]:
+    low, high = op.inputs
+    attrs = {attr: _attr(spec) for attr, spec in op.attrs.items()}
+    described = _closed(attrs)
+    described["required"] = sorted(attr for attr, spec in op.attrs.items() if spec.required)
+    return _closed(
+        {
+            "id": identifier,
+            "op": {"const": name},
+            "inputs": {"type": "array", "minItems": low, "maxItems": high, "items": identifier},
+            "attrs": described,
+            "params": {"type": "object", "additionalProperties": identifier},
+        }
+    )
+
+
+def _attr(spec: Attr) -> dict[str, Any]:
+    if spec.kind == "bool":
+        return {"type": "boolean"}
+    if spec.kind == "choice":
+        return {"enum": list(spec.choices)}
+    whole_number = spec.kind in {"int", "ints", "dim"}
+    number = {"type": "integer" if whole_number else "number", "minimum": spec.low, "maximum": spec.high}
+    if spec.kind in {"ints", "floats"}:
+        listed = {"type": "array", "minItems": 1, "maxItems": 8 if whole_number else 65_536, "items": number}
+        return {"anyOf": [number, listed]} if whole_number else listed
+    return number if spec.required or spec.default is not None else {"anyOf": [number, {"type": "null"}]}
+
+
+# --- api --------------------------------------------------------------------------------------------
+
+
+def openapi_document() -> dict[str, Any]:
+    """Return the OpenAPI document of the endpoints, made without an installation."""
+    from modelkeep_platform import __version__
+    from modelkeep_platform.http import openapi
+    from modelkeep_platform.http.v1 import all_endpoints
+
+    nothing: Any = None
+    names = inspect.signature(all_endpoints).parameters
+    endpoints = all_endpoints(**{name: "https://models.example" if name == "base_url" else nothing for name in names})
+    return openapi.document(endpoints, version=__version__)
+
+
+def api_table() -> str:
+    """Return every route of the management API."""
+    rows = []
+    for path, methods in openapi_document()["paths"].items():
+        for method, operation in methods.items():
+            statuses = ", ".join(sorted(operation["responses"]))
+            rows.append([f"`{method.upper()} {path}`", operation["summary"], f"{operation['x-action']}", statuses])
+    return table(["route", "does", "action", "answers"], rows)
+
+
+BLOCKS: Final[Mapping[str, tuple[str, Callable[[], str]]]] = {
+    "settings": ("settings.md", settings),
+    "modelkeep": ("cli.md", lambda: command(sdk_command, "modelkeep")),
+    "modelkeep-platform": ("cli-platform.md", lambda: command(platform_command, "modelkeep-platform")),
+    "error codes": ("errors.md", error_table),
+    "actions": ("policies.md", action_table),
+    "operations": ("graph.md", operation_table),
+    "routes": ("api.md", api_table),
+}
+"""Generated parts: which page each stands in and what makes it."""
+
+FILES: Final[Mapping[str, Callable[[], dict[str, Any]]]] = {
+    "openapi.json": openapi_document,
+    "graph.schema.json": graph_schema,
+}
+
+
+def rendered(name: str) -> tuple[Path, str, str]:
+    """Return a page's path, what it holds, and what it should hold."""
+    page, make = BLOCKS[name]
+    path = REFERENCE / page
+    now = path.read_text(encoding="utf-8")
+    begin, end = _BEGIN.format(name), _END.format(name)
+    head, found, rest = now.partition(begin)
+    _, closed, tail = rest.partition(end)
+    if not (found and closed):
+        raise SystemExit(f"{path.name} has no part `{name}`: add {begin} and {end}")
+    return path, now, f"{head}{begin}\n\n{make()}\n\n{end}{tail}"
+
+
+def rendered_file(name: str) -> tuple[Path, str, str]:
+    """Return a generated file's path, what it holds, and what it should hold."""
+    path = REFERENCE / name
+    now = path.read_text(encoding="utf-8") if path.exists() else ""
+    return path, now, json.dumps(FILES[name](), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def main() -> None:
+    """Write whatever differs."""
+    for path, now, wanted in [*map(rendered, BLOCKS), *map(rendered_file, FILES)]:
+        if now != wanted:
+            path.write_text(wanted, encoding="utf-8")
+            print(f"wrote {path.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
+
+
+__all__ = ["BLOCKS", "FILES", "errors", "rendered", "rendered_file"]

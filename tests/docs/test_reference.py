@@ -1,0 +1,77 @@
+"""The docs say what the code does: generated parts are current, every name has its place, every link leads somewhere."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from docs.generate import BLOCKS, FILES, ROOT, error_codes, rendered, rendered_file
+from modelkeep_platform.models.graph.format import parse
+
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "tests").rglob("*.md")])
+HINT = "run `python tests/docs/generate.py`"
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_generated_parts_are_current(name: str) -> None:
+    path, now, wanted = rendered(name)
+    assert now == wanted, f"{path.name} is not what the code says; {HINT}"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_generated_files_are_current(name: str) -> None:
+    path, now, wanted = rendered_file(name)
+    assert now == wanted, f"{path.name} is not what the code says; {HINT}"
+
+
+def test_every_error_says_something() -> None:
+    silent = [code for code, (_, texts) in error_codes().items() if not any(texts)]
+    assert silent == []
+
+
+def test_a_code_has_one_status() -> None:
+    # OAuth fixes the codes of the token endpoint; ours mean one thing each.
+    many = {code: statuses for code, (statuses, _) in error_codes().items() if len(statuses) > 1}
+    assert many == {}
+
+
+def test_the_openapi_document_refers_to_what_is_there() -> None:
+    document: Any = json.loads((ROOT / "docs/reference/openapi.json").read_text())
+    assert document["openapi"].startswith("3.1.")
+    text = json.dumps(document)
+    for name in re.findall(r'"#/components/schemas/([^"]+)"', text):
+        assert name in document["components"]["schemas"], name
+    ids = [operation["operationId"] for path in document["paths"].values() for operation in path.values()]
+    assert len(set(ids)) == len(ids)
+
+
+def test_the_graph_of_the_page_is_a_graph() -> None:
+    page = (ROOT / "docs/reference/graph.md").read_text()
+    example = re.findall(r"```json\n(.*?)```", page, re.DOTALL)[0]
+    assert parse(example.encode()).outputs[0].name == "y"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith(("http://", "https://", "mailto:")):
+            continue
+        path, _, anchor = target.partition("#")
+        found = (page.parent / path).resolve() if path else page
+        assert found.exists(), f"{page.name} links to {target}"
+        if anchor:
+            assert anchor in anchors(found), f"{page.name} links to {target}"
+
+
+def anchors(page: Path) -> set[str]:
+    heads = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+def test_pages_that_sources_name_are_there() -> None:
+    for path in [*(ROOT / "sdk/src").rglob("*.py"), *(ROOT / "platform/src").rglob("*.py"), *ROOT.glob("docs/**/*.py")]:
+        for page in re.findall(r"docs/[\w./-]+\.(?:md|json)", path.read_text(encoding="utf-8")):
+            assert (ROOT / page).exists(), f"{path.name} names {page}"
