@@ -8,7 +8,6 @@ import ast
 import inspect
 import json
 import re
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -68,8 +67,8 @@ def command(root: click.Command, name: str) -> str:
             for sub in sorted(at.commands):
                 walk(at.commands[sub], f"{path} {sub}")
             return
-        arguments = " ".join(one.make_metavar(click.Context(at)) for one in at.params if isinstance(one, click.Argument))
-        parts.append(f"#### `{' '.join([path, arguments]).strip()}`\n\n{whole(at.help)}")
+        arguments = [one.make_metavar(click.Context(at)) for one in at.params if isinstance(one, click.Argument)]
+        parts.append(f"#### `{' '.join([path, *arguments])}`\n\n{whole(at.help)}")
         rows = [[option_names(one), option_help(one)] for one in at.params if isinstance(one, click.Option)]
         if rows:
             parts.append(table(["option", "meaning"], rows))
@@ -218,7 +217,7 @@ def action_table() -> str:
                 principal_kind=PrincipalKind.USER,
                 name="p",
                 roles=frozenset({role}),
-                token_id="t",  # noqa: S106 -- no token
+                token_id="t",
                 request_id=RequestId("r"),
             )
             ref = ResourceRef(owner=tenant, kind=kind, object_id=ObjectId("o"))
@@ -240,7 +239,8 @@ def operation_table() -> str:
     for name, op in OPS.items():
         low, high = op.inputs
         attrs = ", ".join(f"`{attr}`{_hint(spec)}" for attr, spec in op.attrs.items()) or "none"
-        rows.append([f"`{name}`", str(low) if low == high else f"{low} to {high}", attrs, _params(name, op), _private(name)])
+        count = str(low) if low == high else f"{low} to {high}"
+        rows.append([f"`{name}`", count, attrs, _params(name, op), _private(name)])
     return table(["operation", "inputs", "attributes", "parameters", "in private training"], rows)
 
 
@@ -346,8 +346,8 @@ def openapi_document() -> dict[str, Any]:
     from modelkeep_platform.http.v1 import all_endpoints
 
     nothing: Any = None
-    names = inspect.signature(all_endpoints).parameters
-    endpoints = all_endpoints(**{name: "https://models.example" if name == "base_url" else nothing for name in names})
+    services: dict[str, Any] = dict.fromkeys(inspect.signature(all_endpoints).parameters, nothing)
+    endpoints = all_endpoints(**{**services, "base_url": "https://models.example"})
     return openapi.document(endpoints, version=__version__)
 
 
@@ -407,7 +407,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
 
 
 __all__ = ["BLOCKS", "FILES", "errors", "rendered", "rendered_file"]

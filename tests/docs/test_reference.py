@@ -1,4 +1,4 @@
-"""The docs say what the code does: generated parts are current, every name has its place, every link leads somewhere."""
+"""The docs say what the code does: generated parts are current, every name has its place, every link leads on."""
 
 import json
 import re
