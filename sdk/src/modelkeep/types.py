@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from modelkeep.errors import ConfigurationError
 
+_EXISTS: Final = "`{}` exists; remove it, or say that it may be replaced (`overwrite=True`, `--force`)"
 _FILE_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}\Z")
 
 
@@ -202,6 +203,10 @@ class Download:
         stem = f"{self.name}-{self.version}"
         paths = Path(folder) / f"{stem}.graph.json", Path(folder) / f"{stem}.safetensors"
         contents = json.dumps(self.graph, indent=2, sort_keys=True).encode(), self.weights
+        # All or nothing: a graph without its weights helps nobody.
+        for path in paths:
+            if not overwrite and os.path.lexists(path):
+                raise ConfigurationError(_EXISTS.format(path))
         for path, content in zip(paths, contents, strict=True):
             _write(path, content, overwrite=overwrite)
         return paths
@@ -405,12 +410,14 @@ def _write(path: Path, content: bytes, *, overwrite: bool) -> None:
     flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if overwrite else os.O_EXCL) | getattr(os, "O_NOFOLLOW", 0)
     try:
         handle = os.open(path, flags, 0o600)
+        with os.fdopen(handle, "wb") as file:
+            if hasattr(os, "fchmod"):
+                os.fchmod(handle, 0o600)  # a file that is replaced may have been open to others
+            file.write(content)
     except FileExistsError as exc:
-        raise ConfigurationError(f"`{path}` exists; remove it, or pass `overwrite=True`") from exc
+        raise ConfigurationError(_EXISTS.format(path)) from exc
     except OSError as exc:
         raise ConfigurationError(f"`{path}` cannot be written: {exc.strerror}") from exc
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
 
 
 JobSpec = Mapping[str, Any]

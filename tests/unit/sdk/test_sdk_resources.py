@@ -221,7 +221,7 @@ def test_wait_looks_until_the_job_ends(client: Nouns[Sync], platform: FakePlatfo
 def test_wait_shows_a_bar(client: Nouns[Sync], platform: FakePlatform, capsys: pytest.CaptureFixture[str]) -> None:
     platform.jobs["j-1"] = [new_job("running", step=4), new_job("succeeded", step=10)]
     client.jobs.wait("j-1", progress=True)
-    shown = capsys.readouterr().out
+    shown = capsys.readouterr().err
     assert "tumour: succeeded" in shown
     assert "10/10" in shown
     assert "ε charged 0.500" in shown

@@ -1,4 +1,7 @@
-"""How long things show how far they are: nothing, a function of the caller's, or a bar in the terminal."""
+"""How long things show how far they are: nothing, a function of the caller's, or a bar.
+
+Bars go to standard error: what a program prints stays its own.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,16 @@ class UploadProgress:
     total_bytes: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DownloadProgress:
+    """How much of a download has arrived, in bytes."""
+
+    received_bytes: int
+    total_bytes: int
+
+
 UploadReport: TypeAlias = Callable[[UploadProgress], object] | bool
+DownloadReport: TypeAlias = Callable[[DownloadProgress], object] | bool
 JobReport: TypeAlias = Callable[[Job], object] | bool
 
 
@@ -29,12 +41,20 @@ def upload_report(wanted: UploadReport, title: str) -> Iterator[Callable[[Upload
     if callable(wanted):
         yield wanted
     elif wanted:
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+        with _bytes_bar(title) as update:
+            yield lambda now: update(now.sent_bytes, now.total_bytes)
+    else:
+        yield _ignore
 
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-        with Progress(*columns) as bar:
-            task = bar.add_task(printable(title, limit=60), total=None)
-            yield lambda now: bar.update(task, completed=now.sent_bytes, total=now.total_bytes)
+
+@contextmanager
+def download_report(wanted: DownloadReport, title: str) -> Iterator[Callable[[DownloadProgress], object]]:
+    """Give a function that reports downloads: `wanted` itself, a bar when it is true, or nothing."""
+    if callable(wanted):
+        yield wanted
+    elif wanted:
+        with _bytes_bar(title) as update:
+            yield lambda now: update(now.received_bytes, now.total_bytes)
     else:
         yield _ignore
 
@@ -45,6 +65,7 @@ def job_report(wanted: JobReport) -> Iterator[Callable[[Job], object]]:
     if callable(wanted):
         yield wanted
     elif wanted:
+        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
         columns = (
@@ -54,7 +75,7 @@ def job_report(wanted: JobReport) -> Iterator[Callable[[Job], object]]:
             TextColumn("{task.fields[charged]}", markup=False),
             TimeElapsedColumn(),
         )
-        with Progress(*columns) as bar:
+        with Progress(*columns, console=Console(stderr=True)) as bar:
             task = bar.add_task("queued", total=None, charged="")
 
             def show(job: Job) -> None:
@@ -70,6 +91,17 @@ def job_report(wanted: JobReport) -> Iterator[Callable[[Job], object]]:
             yield show
     else:
         yield _ignore
+
+
+@contextmanager
+def _bytes_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(printable(title, limit=60), total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _ignore(_now: object) -> None:

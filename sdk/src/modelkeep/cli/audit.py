@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from modelkeep.cli.shared import Context, limit_option, pass_context, with_client
+from modelkeep.cli.shared import Context, Group, limit_option, pass_context, with_client
 
 
-@click.group()
+@click.group(cls=Group)
 def audit() -> None:
     """The audit log."""
 

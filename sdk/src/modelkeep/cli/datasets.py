@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from modelkeep.cli.shared import Context, limit_option, pass_context, read_json, with_client, yes_option
+from modelkeep.cli.files import read_object
+from modelkeep.cli.shared import Context, Group, limit_option, pass_context, with_client, yes_option
 
 if TYPE_CHECKING:
     from modelkeep.client import Client
 
 
-@click.group()
+@click.group(cls=Group)
 def datasets() -> None:
     """Datasets and their declarations."""
 
@@ -39,7 +40,12 @@ def show(context: Context, name: str) -> None:
 @click.argument("name")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
 @click.option("--schema", required=True, type=click.Path(), help="The declared schema, as JSON.")
-@click.option("--format", "kind", type=click.Choice(["csv", "arrays"]), help="By default from the file's name.")
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["csv", "arrays"]),
+    help="By default from the file's name, .csv or .safetensors.",
+)
 @click.option("--public", "reason", help="Public, for this reason; such a dataset has no budget.")
 @click.option("--epsilon", type=float, help="Private: the budget's ε.")
 @click.option("--delta", type=float, help="Private: the budget's δ.")
@@ -60,9 +66,9 @@ def upload(
     description: str,
 ) -> None:
     """Upload FILE: CSV with a header, or safetensors with `features` or `images` and `target`."""
-    document = read_json(schema)
     privacy = _privacy(reason, epsilon, delta, n_public)
-    found: Literal["csv", "arrays"] = kind or ("csv" if file.endswith(".csv") else "arrays")
+    found = kind or _format(file)
+    document = read_object(schema)
 
     def run(client: Client) -> object:
         return client.datasets.upload(
@@ -72,10 +78,18 @@ def upload(
             schema=document,
             privacy=privacy,
             description=description,
-            progress=not context.as_json,
+            progress=context.progress,
         )
 
     context.show(with_client(context, run))
+
+
+def _format(file: str) -> Literal["csv", "arrays"]:
+    if file.endswith(".csv"):
+        return "csv"
+    if file.endswith(".safetensors"):
+        return "arrays"
+    raise click.UsageError("the file's name does not say its format; give --format")
 
 
 def _privacy(reason: str | None, epsilon: float | None, delta: float | None, n_public: int | None) -> dict[str, object]:
@@ -98,4 +112,4 @@ def delete(context: Context, name: str, *, yes: bool) -> None:
     """Delete a dataset; its key is destroyed, what was charged stays charged."""
     context.confirm(f"Delete the dataset {name}? There is no way back.", yes=yes)
     with_client(context, lambda client: client.datasets.delete(name))
-    context.done(f"deleted {name}")
+    context.done(f"deleted {name}", deleted=name)

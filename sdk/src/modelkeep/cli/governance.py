@@ -6,10 +6,12 @@ import time
 
 import click
 
-from modelkeep.cli.shared import Context, limit_option, pass_context, read_text, with_client
+from modelkeep.cli.files import read_text
+from modelkeep.cli.output import safe
+from modelkeep.cli.shared import Context, Group, limit_option, pass_context, with_client
 
 
-@click.group()
+@click.group(cls=Group)
 def budgets() -> None:
     """Privacy budgets of private datasets."""
 
@@ -32,12 +34,14 @@ def show_budget(context: Context, dataset: str) -> None:
     if context.as_json:
         context.show(budget)
         return
-    context.show({name: getattr(budget, name) for name in ("dataset", "epsilon", "delta", "epsilon_spent")})
+    context.show(
+        {name: getattr(budget, name) for name in ("dataset", "epsilon", "delta", "epsilon_spent", "epsilon_reserved")}
+    )
     click.echo()
     context.table(budget.charges, "job_id", "state", "steps", "noise_multiplier", "sample_rate", "at")
 
 
-@click.group()
+@click.group(cls=Group)
 def grants() -> None:
     """What other tenants may do with objects of this one."""
 
@@ -79,10 +83,10 @@ def create_grant(
 def revoke_grant(context: Context, grant_id: str) -> None:
     """Revoke a grant; the next call is refused."""
     with_client(context, lambda client: client.grants.revoke(grant_id))
-    context.done(f"revoked {grant_id}")
+    context.done(f"revoked {grant_id}", revoked=grant_id)
 
 
-@click.group()
+@click.group(cls=Group)
 def policies() -> None:
     """The tenant's own policies, in Cedar."""
 
@@ -107,7 +111,7 @@ def show_policy(context: Context, version: int) -> None:
         return
     context.show({name: getattr(policy, name) for name in ("version", "state", "created_at", "created_by")})
     for line in (policy.text or "").splitlines():
-        context.show_line(line)
+        click.echo(safe(line))
 
 
 @policies.command("check")

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from modelkeep.cli.shared import Context, limit_option, pass_context, read_json, with_client
+from modelkeep.cli.files import read_object
+from modelkeep.cli.shared import Context, Group, limit_option, pass_context, with_client
 
 if TYPE_CHECKING:
     from modelkeep.client import Client
 
 
-@click.group()
+@click.group(cls=Group)
 def jobs() -> None:
     """Training jobs."""
 
@@ -22,7 +23,7 @@ def jobs() -> None:
 @pass_context
 def plan(context: Context, file: str) -> None:
     """Say what the job in FILE (JSON, `-` for standard input) would cost; nothing is spent."""
-    declared = read_json(file)
+    declared = read_object(file)
     context.show(with_client(context, lambda client: client.jobs.plan(declared)))
 
 
@@ -32,11 +33,14 @@ def plan(context: Context, file: str) -> None:
 @pass_context
 def create(context: Context, file: str, *, wait: bool) -> None:
     """Start the job in FILE (JSON, `-` for standard input); its cost is reserved first."""
-    declared = read_json(file)
+    declared = read_object(file)
 
     def run(client: Client) -> object:
         job = client.jobs.create(declared)
-        return client.jobs.wait(job.id, progress=not context.as_json) if wait else job
+        if not wait:
+            return job
+        context.done(f"started {job.id}; it goes on when this command is stopped")
+        return client.jobs.wait(job.id, progress=context.progress)
 
     context.show(with_client(context, run))
 
@@ -66,7 +70,7 @@ def wait(context: Context, job_id: str, timeout_s: float | None) -> None:
     """Wait until a job ends, with a progress bar; status 1 when it did not succeed."""
 
     def run(client: Client) -> object:
-        return client.jobs.wait(job_id, progress=not context.as_json, timeout_s=timeout_s)
+        return client.jobs.wait(job_id, progress=context.progress, timeout_s=timeout_s)
 
     context.show(with_client(context, run))
 

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from modelkeep.cli.shared import Context, limit_option, pass_context, read_json, with_client, yes_option
+from modelkeep.cli.files import read_object
+from modelkeep.cli.shared import Context, Group, limit_option, pass_context, version_of, with_client, yes_option
 
 if TYPE_CHECKING:
     from modelkeep.client import Client
 
 
-@click.group()
+@click.group(cls=Group)
 def models() -> None:
     """Models, their versions and aliases."""
 
@@ -53,11 +54,11 @@ def versions(context: Context, name: str, limit: int) -> None:
 @pass_context
 def upload(context: Context, name: str, graph: str, weights: str, description: str) -> None:
     """Upload a new version."""
-    document = read_json(graph)
+    document = read_object(graph)
 
     def run(client: Client) -> object:
         return client.models.upload(
-            name, graph=document, weights=Path(weights), description=description, progress=not context.as_json
+            name, graph=document, weights=Path(weights), description=description, progress=context.progress
         )
 
     context.show(with_client(context, run))
@@ -71,11 +72,20 @@ def upload(context: Context, name: str, graph: str, weights: str, description: s
 @pass_context
 def download(context: Context, name: str, version: str | None, out: Path, *, force: bool) -> None:
     """Download a version: graph and weights, their digests checked."""
-    wanted = int(version) if version is not None and version.isdecimal() else version
-    found = with_client(context, lambda client: client.models.download(name, wanted))
-    out.mkdir(parents=True, exist_ok=True)
+    _make(out)
+    wanted = version_of(version)
+    found = with_client(context, lambda client: client.models.download(name, wanted, progress=context.progress))
     graph, weights = found.save(out, overwrite=force)
     context.show({"name": found.name, "version": found.version, "graph": str(graph), "weights": str(weights)})
+
+
+def _make(folder: Path) -> None:
+    from modelkeep.errors import ConfigurationError
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise ConfigurationError(f"`{folder}` cannot be made: {exc.strerror}") from exc
 
 
 @models.command("set-alias")
@@ -95,7 +105,7 @@ def set_alias(context: Context, name: str, alias: str, version: int) -> None:
 def delete_alias(context: Context, name: str, alias: str) -> None:
     """Delete an alias."""
     with_client(context, lambda client: client.models.delete_alias(name, alias))
-    context.done(f"{name}: the alias {alias} is gone")
+    context.done(f"{name}: the alias {alias} is gone", deleted=alias)
 
 
 @models.command()
@@ -108,4 +118,4 @@ def delete(context: Context, name: str, version: int | None, *, yes: bool) -> No
     what = f"{name} and all its versions" if version is None else f"version {version} of {name}"
     context.confirm(f"Delete {what}? There is no way back.", yes=yes)
     with_client(context, lambda client: client.models.delete(name, version=version))
-    context.done(f"deleted {what}")
+    context.done(f"deleted {what}", deleted=name, version=version)

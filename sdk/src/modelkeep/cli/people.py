@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from modelkeep.cli.shared import Context, limit_option, pass_context, with_client, yes_option
+from modelkeep.cli.shared import Context, Group, limit_option, pass_context, with_client, yes_option
+
+if TYPE_CHECKING:
+    from modelkeep.types import ServiceAccountSecret
 
 _ROLES = click.option(
     "--role",
@@ -16,7 +21,7 @@ _ROLES = click.option(
 )
 
 
-@click.group()
+@click.group(cls=Group)
 def members() -> None:
     """People of the tenant."""
 
@@ -37,9 +42,15 @@ def list_members(context: Context, limit: int) -> None:
 def invite(context: Context, username: str, roles: tuple[str, ...]) -> None:
     """Invite a person; pass the link on, it works once."""
     invited = with_client(context, lambda client: client.members.invite(username, roles=roles))
-    link = invited.invitation
+    member, link = invited.member, invited.invitation
     context.show(
-        {"name": invited.member.name, "roles": invited.member.roles, "link": link.url, "expires_at": link.expires_at}
+        {
+            "id": member.id,
+            "name": member.name,
+            "roles": member.roles,
+            "link": link.url,
+            "expires_at": link.expires_at,
+        }
     )
 
 
@@ -60,10 +71,10 @@ def remove_member(context: Context, member_id: str, *, yes: bool) -> None:
     """Remove a member; their tokens end at once."""
     context.confirm(f"Remove the member {member_id}?", yes=yes)
     with_client(context, lambda client: client.members.remove(member_id))
-    context.done(f"removed {member_id}")
+    context.done(f"removed {member_id}", removed=member_id)
 
 
-@click.group("service-accounts")
+@click.group("service-accounts", cls=Group)
 def service_accounts() -> None:
     """Accounts of the tenant's applications."""
 
@@ -84,7 +95,17 @@ def list_accounts(context: Context, limit: int) -> None:
 def create_account(context: Context, name: str, roles: tuple[str, ...]) -> None:
     """Make an account; its secret is shown this once."""
     made = with_client(context, lambda client: client.service_accounts.create(name, roles=roles))
-    context.show({"client_id": made.service_account.client_id, "client_secret": made.client_secret})
+    context.show(_with_secret(made))
+
+
+def _with_secret(made: ServiceAccountSecret) -> dict[str, object]:
+    account = made.service_account
+    return {
+        "id": account.id,
+        "name": account.name,
+        "client_id": account.client_id,
+        "client_secret": made.client_secret,
+    }
 
 
 @service_accounts.command("rotate")
@@ -93,7 +114,7 @@ def create_account(context: Context, name: str, roles: tuple[str, ...]) -> None:
 def rotate_account(context: Context, account_id: str) -> None:
     """Replace the secret, shown this once; the old one and its tokens end at once."""
     made = with_client(context, lambda client: client.service_accounts.rotate(account_id))
-    context.show({"client_id": made.service_account.client_id, "client_secret": made.client_secret})
+    context.show(_with_secret(made))
 
 
 @service_accounts.command("delete")
@@ -104,10 +125,10 @@ def delete_account(context: Context, account_id: str, *, yes: bool) -> None:
     """Delete an account; its tokens end at once."""
     context.confirm(f"Delete the service account {account_id}?", yes=yes)
     with_client(context, lambda client: client.service_accounts.delete(account_id))
-    context.done(f"deleted {account_id}")
+    context.done(f"deleted {account_id}", deleted=account_id)
 
 
-@click.group()
+@click.group(cls=Group)
 def tenants() -> None:
     """The platform's tenants, for its operator."""
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol, TypeAlias
 
 from modelkeep._core.answers import json_of
 from modelkeep._core.decode import decode, fields_of
 from modelkeep._core.flows import MIB, Flow, Mode, Operation
-from modelkeep._core.progress import UploadReport
+from modelkeep._core.progress import DownloadProgress, DownloadReport, UploadReport, download_report
 from modelkeep._core.session import Session, check_same
 from modelkeep._core.sources import SourceLike, source_of
 from modelkeep.errors import ConfigurationError, NotFoundError, ProtocolError
@@ -123,12 +123,15 @@ class Models(Resource[Mode]):
             yield from self._session.delete("v1", "models", name, "versions", version)
 
     @Operation
-    def download(self, name: str, version: int | str | None = None) -> Flow[Download]:
+    def download(
+        self, name: str, version: int | str | None = None, *, progress: DownloadReport = False
+    ) -> Flow[Download]:
         """Download a version, graph and weights, and check both digests.
 
         Args:
             name: the model; ``owner~name`` where `model:export` was granted.
             version: its number or alias; by default the one that serves predictions.
+            progress: a function that is told how many bytes of the weights arrived, or true for a bar.
 
         Raises:
             ProtocolError: the bytes are not those that the version's digests name.
@@ -137,7 +140,7 @@ class Models(Resource[Mode]):
         place = ("v1", "models", name, "versions", found.version)
         graph = yield from self._session.send("GET", *place, "graph", max_bytes=_MAX_GRAPH_BYTES)
         _check_digest(hashlib.sha256(graph.body).hexdigest(), found.graph_sha256, "graph")
-        weights = yield from _weights(self._session, place, found)
+        weights = yield from _weights(self._session, place, found, progress)
         return Download(
             name=found.name,
             version=found.version,
@@ -148,18 +151,34 @@ class Models(Resource[Mode]):
         )
 
 
-def _weights(session: Session, place: tuple[str | int, ...], found: ModelVersion) -> Flow[bytes]:
+class _Counting:
+    """Keeps what arrives, and says how much that is."""
+
+    def __init__(self, report: Callable[[DownloadProgress], object], total_bytes: int) -> None:
+        self.kept = io.BytesIO()
+        self._report = report
+        self._total_bytes = total_bytes
+
+    def write(self, data: bytes, /) -> None:
+        self.kept.write(data)
+        self._report(DownloadProgress(received_bytes=self.kept.tell(), total_bytes=self._total_bytes))
+
+
+def _weights(
+    session: Session, place: tuple[str | int, ...], found: ModelVersion, progress: DownloadReport
+) -> Flow[bytes]:
     # Each attempt begins a fresh buffer; the last one made is that of the answer that came through.
-    buffers: list[io.BytesIO] = []
+    buffers: list[_Counting] = []
+    with download_report(progress, found.name) as report:
 
-    def sink() -> io.BytesIO:
-        buffers[:] = [io.BytesIO()]
-        return buffers[0]
+        def sink() -> _Counting:
+            buffers[:] = [_Counting(report, found.weights_bytes)]
+            return buffers[0]
 
-    yield from session.send(
-        "GET", *place, "weights", accept="application/octet-stream", max_bytes=found.weights_bytes, sink=sink
-    )
-    data = buffers[0].getvalue()
+        yield from session.send(
+            "GET", *place, "weights", accept="application/octet-stream", max_bytes=found.weights_bytes, sink=sink
+        )
+    data = buffers[0].kept.getvalue()
     _check_digest(hashlib.sha256(data).hexdigest(), found.weights_sha256, "weights")
     return data
 
