@@ -2,6 +2,11 @@
 
 Each round takes the entries without an index in order of arrival, extends the tree, signs the new
 checkpoint and commits all of it in one transaction: there is never a checkpoint of what is not stored.
+
+Before it signs, it checks that the stored tree is the one that the newest checkpoint commits to, that this checkpoint
+is signed by the platform's own key, and that the log is no shorter and no other than what this process signed last.
+So whoever can write the database gets no signature over a changed log; the entries wait, and the fault is logged. Not
+noticed here, but by whoever keeps an earlier checkpoint: a log that was rolled back while no server ran.
 """
 
 import logging
@@ -11,10 +16,11 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
-from modelkeep_platform.audit.checkpoint import Checkpoint, sign
+from modelkeep_platform.audit.checkpoint import Checkpoint, sign, verify
 from modelkeep_platform.audit.entries import leaf_data
 from modelkeep_platform.audit.merkle import leaf_hash, node_hash
 from modelkeep_platform.audit.tree import Nodes, tree_root
+from modelkeep_platform.core.errors import IntegrityError, ModelkeepError
 from modelkeep_platform.core.ports import Clock, Entropy, Signer
 from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.tables.audit import audit_checkpoints, audit_entries, audit_lease, audit_nodes
@@ -44,6 +50,7 @@ class Integrator:
         self._origin = origin
         self._clock = clock
         self._holder = entropy.random_bytes(16).hex()
+        self._signed: Checkpoint | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="audit-integrator", daemon=True)
 
@@ -58,13 +65,18 @@ class Integrator:
             self._thread.join(timeout=10)
 
     def integrate_now(self) -> int:
-        """Integrate every entry there is; return the tree's size. Another holder's lease leaves it unchanged."""
+        """Integrate every entry there is; return the tree's size. Another holder's lease leaves it unchanged.
+
+        Raises:
+            IntegrityError: the stored tree is not what was signed; nothing is signed.
+        """
         while True:
             with self._database.platform() as tx:
                 size = Nodes(tx).size()
                 if not self._hold_lease(tx):
                     return size
-                added = self._integrate_group(tx, size)
+                added, signed = self._integrate_group(tx, size)
+            self._signed = signed or self._signed  # after the commit: what was rolled back was never published
             if added < GROUP:
                 return size + added
 
@@ -82,7 +94,7 @@ class Integrator:
         tx.execute(sa.insert(audit_lease).values(id=1, holder=self._holder, until=now + LEASE_S))
         return True
 
-    def _integrate_group(self, tx: PlatformTransaction, size: int) -> int:
+    def _integrate_group(self, tx: PlatformTransaction, size: int) -> tuple[int, Checkpoint | None]:
         pending = (
             sa.select(audit_entries.c.seq, audit_entries.c.salt, audit_entries.c.body)
             .where(audit_entries.c.log_index.is_(None))
@@ -90,10 +102,12 @@ class Integrator:
             .limit(GROUP)
         )
         rows = tx.all(pending)
+        newest = self._newest(tx)
+        if not rows and newest is not None:
+            return 0, None
+        self._check(tx, newest)
         if not rows:
-            if size == 0 and tx.first(sa.select(audit_checkpoints.c.size)) is None:
-                self._sign(tx, 0)
-            return 0
+            return 0, self._sign(tx, 0)
         tx.execute(
             sa.update(audit_entries)
             .where(audit_entries.c.seq == sa.bindparam("at"))
@@ -102,10 +116,25 @@ class Integrator:
         )
         leaves = [leaf_hash(leaf_data(row["salt"], row["body"])) for row in rows]
         tx.execute(sa.insert(audit_nodes), _new_nodes(Nodes(tx), size, leaves))
-        self._sign(tx, size + len(rows))
-        return len(rows)
+        return len(rows), self._sign(tx, size + len(rows))
 
-    def _sign(self, tx: PlatformTransaction, size: int) -> None:
+    def _newest(self, tx: PlatformTransaction) -> str | None:
+        row = tx.first(sa.select(audit_checkpoints.c.note).order_by(audit_checkpoints.c.size.desc()).limit(1))
+        return None if row is None else str(row["note"])
+
+    def _check(self, tx: PlatformTransaction, note: str | None) -> None:
+        """Raise unless the stored tree is the one last signed, and extends what this process signed."""
+        nodes, mine = Nodes(tx), self._signed
+        size = 0
+        if note is not None:
+            newest = verify(note, origin=self._origin, public_key=self._signer.public_key())
+            size = newest.size
+            if size != nodes.size() or tree_root(nodes, size) != newest.root:
+                raise _changed()
+        if mine is not None and (size < mine.size or tree_root(nodes, mine.size) != mine.root):
+            raise _changed()
+
+    def _sign(self, tx: PlatformTransaction, size: int) -> Checkpoint:
         checkpoint = Checkpoint(origin=self._origin, size=size, root=tree_root(Nodes(tx), size))
         note = sign(checkpoint, self._signer)
         tx.execute(
@@ -113,6 +142,7 @@ class Integrator:
                 size=size, root=checkpoint.root, note=note, created_at=self._clock.now_s()
             )
         )
+        return checkpoint
 
     def _run(self) -> None:
         last = False
@@ -120,8 +150,15 @@ class Integrator:
             last = self._stop.wait(INTERVAL_S)
             try:
                 self.integrate_now()
-            except SQLAlchemyError:
+            except (SQLAlchemyError, ModelkeepError):
                 _log.exception("the audit log could not be integrated; it is tried again")
+
+
+def _changed() -> IntegrityError:
+    return IntegrityError(
+        "the stored audit log is not the one that was signed last; nothing is signed until it is restored",
+        code="log_changed",
+    )
 
 
 def _new_nodes(nodes: Nodes, size: int, leaves: list[bytes]) -> list[dict[str, object]]:

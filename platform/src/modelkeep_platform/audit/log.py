@@ -1,8 +1,9 @@
 """The recorder: writes entries in the transaction of the effect they speak of, predictions in groups.
 
 When the actor is of another tenant than the owner, both tenants' logs get an entry; the owner's names the
-foreign tenant but not its people. If entries of predictions cannot be committed, further predictions are
-refused: what must be recorded does not happen unrecorded.
+foreign tenant but not its people. When entries of predictions cannot be committed, further predictions are
+refused until those that wait are: what must be recorded does not happen unrecorded. Not promised: a process that is
+killed loses what it queued within the last window.
 """
 
 import logging
@@ -12,7 +13,7 @@ from typing import Final
 from sqlalchemy.exc import SQLAlchemyError
 
 from modelkeep_platform.audit.entries import AUDIT_KEY, SALT_BYTES, Entry, entry_body, personal_fields
-from modelkeep_platform.core.errors import UnavailableError
+from modelkeep_platform.core.errors import IntegrityError, ModelkeepError, UnavailableError
 from modelkeep_platform.core.events import Event
 from modelkeep_platform.core.ids import PLATFORM, TenantId, new_object_id
 from modelkeep_platform.core.ports import Clock, Entropy, Sealer, Transaction
@@ -42,7 +43,8 @@ class AuditLog:
         self._sealer = sealer
         self._clock = clock
         self._entropy = entropy
-        self._queue: list[Event] = []
+        self._queue: list[tuple[Event, int]] = []
+        self._failing = False
         self._queued = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._write_groups, name="audit-groups", daemon=True)
@@ -63,7 +65,7 @@ class AuditLog:
         """Insert the entry, or both tenants' entries, in `tx`."""
         if not isinstance(tx, TenantTransaction | PlatformTransaction):
             raise TypeError("the audit log needs a storage transaction")
-        for entry in self._entries(event):
+        for entry in self._entries(event, self._clock.now_s()):
             self._append(tx, entry)
 
     def record_soon(self, event: Event) -> None:
@@ -72,10 +74,13 @@ class AuditLog:
         Raises:
             UnavailableError: entries cannot be committed at present, so the call must not happen.
         """
+        now = self._clock.now_s()
         with self._queued:
-            if len(self._queue) >= MAX_QUEUED or self._stopping:
+            # INVARIANT: a writer that failed, stopped or died takes nothing more, from the next call on.
+            dead = self._thread.ident is not None and not self._thread.is_alive()
+            if self._failing or self._stopping or dead or len(self._queue) >= MAX_QUEUED:
                 raise UnavailableError("the audit log cannot take entries; try again", code="audit_unavailable")
-            self._queue.append(event)
+            self._queue.append((event, now))
             if len(self._queue) == 1:
                 self._queued.notify()
 
@@ -86,14 +91,17 @@ class AuditLog:
         if not events:
             return
         try:
-            entries = [entry for event in events for entry in self._entries(event)]
+            entries = [entry for event, at in events for entry in self._entries(event, at, after_the_fact=True)]
             with self._database.platform() as tx:
                 for entry in entries:
                     self._append(tx, entry)
         except BaseException:
             with self._queued:
                 self._queue = events + self._queue
+                self._failing = True
             raise
+        with self._queued:
+            self._failing = False
 
     def _write_groups(self) -> None:
         while True:
@@ -105,8 +113,8 @@ class AuditLog:
                     self._queued.wait(timeout=WINDOW_S)
             try:
                 self.flush()
-            except SQLAlchemyError:
-                # The entries stay queued and are tried again; past the bound, calls are refused.
+            except (SQLAlchemyError, ModelkeepError):
+                # The entries stay queued and are tried again; until they are committed, calls are refused.
                 _log.exception("audit entries could not be committed")
                 if stopping:
                     return
@@ -126,20 +134,31 @@ class AuditLog:
             },
         )
 
-    def _entries(self, event: Event) -> list[Entry]:
+    def _entries(self, event: Event, at: int, *, after_the_fact: bool = False) -> list[Entry]:
         actor = event.actor
         foreign = actor is not None and actor.tenant not in (event.tenant, PLATFORM)
-        entries = [self._entry(event, event.tenant, names_people=not foreign)]
+        sealed = b"" if foreign else None
+        entries = [self._entry(event, event.tenant, at, sealed, after_the_fact=after_the_fact)]
         if foreign and actor is not None:
-            entries.append(self._entry(event, actor.tenant, names_people=True))
+            entries.append(self._entry(event, actor.tenant, at, None, after_the_fact=after_the_fact))
         return entries
 
-    def _entry(self, event: Event, log: TenantId, *, names_people: bool) -> Entry:
+    def _entry(self, event: Event, log: TenantId, at: int, sealed: bytes | None, *, after_the_fact: bool) -> Entry:
         entry_id = new_object_id(self._entropy, "log")
-        now = self._clock.now_s()
-        sealed = b""
-        if names_people:
-            sealed = self._sealer.seal(
+        if sealed is None:
+            sealed = self._sealed(event, log, entry_id, after_the_fact=after_the_fact)
+        return Entry(
+            id=entry_id,
+            tenant=log,
+            created_at=at,
+            request_id="" if event.actor is None else event.actor.request_id,
+            salt=self._entropy.random_bytes(SALT_BYTES),
+            body=entry_body(event, entry_id=entry_id, log=log, created_at=at, sealed_personal=sealed),
+        )
+
+    def _sealed(self, event: Event, log: TenantId, entry_id: str, *, after_the_fact: bool) -> bytes:
+        try:
+            return self._sealer.seal(
                 log,
                 AUDIT_KEY,
                 personal_fields(event),
@@ -148,11 +167,10 @@ class AuditLog:
                 name=entry_id,
                 suite=Suite.SMALL,
             )
-        return Entry(
-            id=entry_id,
-            tenant=log,
-            created_at=now,
-            request_id="" if event.actor is None else event.actor.request_id,
-            salt=self._entropy.random_bytes(SALT_BYTES),
-            body=entry_body(event, entry_id=entry_id, log=log, created_at=now, sealed_personal=sealed),
-        )
+        except IntegrityError:
+            if not after_the_fact:
+                raise
+            # The key was destroyed between the call and its entry. Without names it is still an entry; waiting for a
+            # key that does not come back would hold up every tenant's entries behind it.
+            _log.warning("an entry has no personal fields: the key of its tenant's log is gone")
+            return b""

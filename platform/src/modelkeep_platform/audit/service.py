@@ -3,7 +3,7 @@
 import base64
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 
@@ -13,7 +13,7 @@ from modelkeep_platform.audit.merkle import leaf_hash
 from modelkeep_platform.audit.tree import Nodes, consistency_proof, inclusion_proof
 from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.callers import Caller
-from modelkeep_platform.core.errors import IntegrityError, UnprocessableError
+from modelkeep_platform.core.errors import IntegrityError, MalformedError, UnprocessableError
 from modelkeep_platform.core.ids import ObjectId, TenantId
 from modelkeep_platform.core.ports import Authorizer, Sealer, Signer
 from modelkeep_platform.core.refs import Kind, collection, missing
@@ -22,6 +22,8 @@ from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.pages import Page, PageRequest, page_of
 from modelkeep_platform.storage.tables.audit import audit_checkpoints, audit_entries
 from modelkeep_platform.storage.transactions import PlatformTransaction, Row
+
+_SEQUENCE_DIGITS: Final = 18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,8 +107,8 @@ class AuditService:
         if request_id is not None:
             query = query.where(audit_entries.c.request_id == request_id)
         after = page.after()
-        if after.isdigit():
-            query = query.where(audit_entries.c.seq < int(after))
+        if after:
+            query = query.where(audit_entries.c.seq < _sequence(after))
         with self._database.platform(read_only=True) as tx:
             rows = tx.all(query.order_by(audit_entries.c.seq.desc()).limit(page.limit + 1))
         cut = page_of(rows, page, [str(row["seq"]) for row in rows])
@@ -134,7 +136,7 @@ class AuditService:
 
         Raises:
             NotFoundError: there is no such entry, or it is another tenant's.
-            UnprocessableError: there is no checkpoint of that size.
+            UnprocessableError: there is no checkpoint of that size, or the entry came after it.
         """
         self._require(caller)
         with self._database.platform(read_only=True) as tx:
@@ -146,13 +148,16 @@ class AuditService:
             if row is not None:
                 at = Nodes(tx).size() if size is None else size
                 if index >= at:
-                    raise UnprocessableError("the log had fewer entries at that size; ask for a larger `size`")
+                    raise UnprocessableError(
+                        "the log had fewer entries at that size; ask for a larger `size`", code="invalid_log_size"
+                    )
+                note = _note(tx, at)  # first: a size that was never published has no nodes to look for
                 return InclusionProof(
                     index=index,
                     size=at,
                     leaf_hash=_b64(leaf_hash(leaf_data(row["salt"], row["body"]))),
                     hashes=[_b64(value) for value in inclusion_proof(Nodes(tx), index, at)],
-                    checkpoint=_note(tx, at),
+                    checkpoint=note,
                 )
         self._authorizer.require(caller, Action.AUDIT_READ, missing(caller.tenant, Kind.AUDIT_LOG))
         raise AssertionError("a missing entry is always refused")
@@ -171,10 +176,9 @@ class AuditService:
                 raise UnprocessableError(
                     f"`old` and `new` are sizes of this log, which has {size} entries", code="invalid_log_size"
                 )
+            note = _note(tx, target)
             hashes = consistency_proof(Nodes(tx), old, target)
-            return ConsistencyProof(
-                old=old, new=target, hashes=[_b64(value) for value in hashes], checkpoint=_note(tx, target)
-            )
+            return ConsistencyProof(old=old, new=target, hashes=[_b64(value) for value in hashes], checkpoint=note)
 
     def _require(self, caller: Caller) -> None:
         self._authorizer.require(caller, Action.AUDIT_READ, collection(caller.tenant, Kind.AUDIT_LOG))
@@ -229,6 +233,12 @@ def _note(tx: PlatformTransaction, size: int) -> str:
             "there is no checkpoint of that size; ask for one that was published", code="invalid_log_size"
         )
     return str(row["note"])
+
+
+def _sequence(after: str) -> int:
+    if not (after.isascii() and after.isdigit() and len(after) <= _SEQUENCE_DIGITS):
+        raise MalformedError("the cursor is not one that this platform gave out", code="invalid_page")
+    return int(after)
 
 
 def _b64(data: bytes) -> str:

@@ -1,0 +1,206 @@
+"""Refusals that policy did not decide: of known callers singly up to a quota, of strangers as counts.
+
+Policy's own refusals are recorded by `access`, in the transaction of the decision. What is refused before or after it
+(a body that is not one, an operator at a tenant's door) is noted here when the caller is known, queued like
+predictions: nothing was effected, so nothing waits for the disk. Past a tenant's quota of a minute refusals are
+counted, and the count is one entry.
+
+Strangers, who showed no token that verifies, are counted by source and minute, and each count is one entry of the
+platform's log. A flood of requests so fills a counter, and a flood of sources one counter for all the rest. Sources of
+IPv6 are counted by /64, which is what one subscriber has.
+"""
+
+import logging
+import threading
+from collections import Counter
+from dataclasses import dataclass, field
+from ipaddress import IPv6Address, ip_address
+from typing import Final
+
+from modelkeep_platform.core.actions import Action
+from modelkeep_platform.core.callers import Caller
+from modelkeep_platform.core.errors import UnavailableError
+from modelkeep_platform.core.events import Event, Outcome
+from modelkeep_platform.core.ids import PLATFORM, TenantId
+from modelkeep_platform.core.ports import Clock, Recorder
+
+WINDOW_S: Final = 60
+PER_WINDOW: Final = 120
+MAX_SOURCES: Final = 200
+OTHERS: Final = "other sources"
+SUMMARY: Final = "refusal:summary"
+STRANGERS: Final = "stranger:refused"
+_SWEEP_S: Final = 5.0
+_PREFIX_64: Final = 64
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Window:
+    began_at: int
+    recorded: int = 0
+    counted: int = 0
+
+
+@dataclass(slots=True)
+class _Minute:
+    began_at: int
+    statuses: Counter[int] = field(default_factory=Counter)
+
+
+class RefusalNotes:
+    """Notes refusals and writes the counts of minutes that are over.
+
+    Args:
+        recorder: queues the entries.
+        clock: ends minutes.
+        per_window: how many refusals of one tenant are entries of their own each minute.
+        max_sources: how many sources of strangers are told apart each minute.
+    """
+
+    def __init__(
+        self, *, recorder: Recorder, clock: Clock, per_window: int = PER_WINDOW, max_sources: int = MAX_SOURCES
+    ) -> None:
+        self._recorder = recorder
+        self._clock = clock
+        self._per_window = per_window
+        self._max_sources = max_sources
+        self._windows: dict[TenantId, _Window] = {}
+        self._minutes: dict[str, _Minute] = {}
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="refusal-counts", daemon=True)
+
+    def start(self) -> None:
+        """Begin writing the counts of minutes that are over."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop, and write every count there is."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=10)
+        self.sweep(unfinished=True)
+
+    def of_caller(self, caller: Caller, action: Action | str, *, code: str, route: str) -> None:
+        """Note that a known caller was refused.
+
+        Args:
+            caller: whose log it belongs to; the owner of what was asked for learns nothing of it.
+            action: what the route is guarded by.
+            code: the error's stable code.
+            route: the method and the path's template, which hold no input.
+
+        Raises:
+            UnavailableError: the log takes no entries at present.
+        """
+        if not self._admit(caller.tenant):
+            return
+        self._recorder.record_soon(
+            Event(
+                tenant=caller.tenant,
+                action=action,
+                outcome=Outcome.DENIED,
+                actor=caller,
+                facts={"reason": code, "route": route},
+            )
+        )
+
+    def of_stranger(self, source: str, status: int) -> None:
+        """Count that someone without a token that verifies was refused; does no I/O.
+
+        Args:
+            source: the address of the connection.
+            status: what was answered.
+        """
+        now = self._clock.now_s()
+        name = _subscriber(source)
+        with self._lock:
+            minute = self._minutes.get(name)
+            if minute is None and len(self._minutes) >= self._max_sources:
+                name = OTHERS
+                minute = self._minutes.get(name)
+            if minute is None:
+                minute = self._minutes[name] = _Minute(now)
+            minute.statuses[status] += 1
+
+    def sweep(self, *, unfinished: bool = False) -> None:
+        """Queue the counts of minutes that are over; with `unfinished`, of all. What the log does not take, stays."""
+        before = self._clock.now_s() - WINDOW_S
+        with self._lock:
+            tenants = {key: one for key, one in self._windows.items() if unfinished or one.began_at <= before}
+            sources = {key: one for key, one in self._minutes.items() if unfinished or one.began_at <= before}
+            for tenant in tenants:
+                del self._windows[tenant]
+            for source in sources:
+                del self._minutes[source]
+        for tenant, window in tenants.items():
+            if window.counted and not self._queue(_of_tenant(tenant, window)):
+                with self._lock:
+                    self._windows.setdefault(tenant, _Window(window.began_at)).counted += window.counted
+        for source, minute in sources.items():
+            if not self._queue(_of_source(source, minute)):
+                with self._lock:
+                    self._minutes.setdefault(source, _Minute(minute.began_at)).statuses += minute.statuses
+
+    def _admit(self, tenant: TenantId) -> bool:
+        now = self._clock.now_s()
+        ended: _Window | None = None
+        with self._lock:
+            window = self._windows.get(tenant)
+            if window is None or now >= window.began_at + WINDOW_S:
+                ended, window = window, _Window(now)
+                self._windows[tenant] = window
+            admitted = window.recorded < self._per_window
+            window.recorded += admitted
+            window.counted += not admitted
+        if ended is not None and ended.counted and not self._queue(_of_tenant(tenant, ended)):
+            with self._lock:
+                window.counted += ended.counted
+        return admitted
+
+    def _queue(self, event: Event) -> bool:
+        try:
+            self._recorder.record_soon(event)
+        except UnavailableError:
+            _log.warning("the audit log takes no entries; counts of refusals are kept for later")
+            return False
+        return True
+
+    def _run(self) -> None:
+        while not self._stop.wait(_SWEEP_S):
+            self.sweep()
+
+
+def _of_tenant(tenant: TenantId, window: _Window) -> Event:
+    return Event(
+        tenant=tenant,
+        action=SUMMARY,
+        outcome=Outcome.DENIED,
+        facts={"unrecorded": window.counted, "since": window.began_at, "window_s": WINDOW_S},
+    )
+
+
+def _of_source(source: str, minute: _Minute) -> Event:
+    by_status = {f"status_{status}": count for status, count in sorted(minute.statuses.items())}
+    return Event(
+        tenant=PLATFORM,
+        action=STRANGERS,
+        outcome=Outcome.DENIED,
+        facts={"count": minute.statuses.total(), "since": minute.began_at, "window_s": WINDOW_S, **by_status},
+        personal={"source": source},  # an address is personal: it is sealed
+    )
+
+
+def _subscriber(source: str) -> str:
+    try:
+        address = ip_address(source)
+    except ValueError:
+        return source[:64] or "unknown"
+    if not isinstance(address, IPv6Address):
+        return str(address)
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    network = int(address) >> _PREFIX_64 << _PREFIX_64
+    return f"{IPv6Address(network)}/64"
