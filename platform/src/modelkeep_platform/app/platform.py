@@ -1,6 +1,7 @@
 """The composition root: builds every part from the settings and wires them through their ports. Nothing else does."""
 
 import logging
+import socket
 import threading
 from pathlib import Path
 from typing import Final
@@ -41,6 +42,7 @@ from modelkeep_platform.jobs.queue import JobQueue
 from modelkeep_platform.keys.platform_secrets import Ed25519Signer, PlatformSecrets
 from modelkeep_platform.keys.roots.file import FileRootKey
 from modelkeep_platform.keys.service import KeyService
+from modelkeep_platform.limits.service import Allowance, RequestLimits
 from modelkeep_platform.models.service import ModelService
 from modelkeep_platform.privacy.ledger import BudgetLedger
 from modelkeep_platform.serving.service import ServingService
@@ -48,6 +50,7 @@ from modelkeep_platform.storage import migrate
 from modelkeep_platform.storage.blobs import LocalBlobs
 from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.epoch import EpochWatcher
+from modelkeep_platform.storage.peers import Peers
 from modelkeep_platform.storage.transactions import System
 from modelkeep_platform.telemetry.system import SystemClock, SystemEntropy
 from modelkeep_platform.tenants.service import TenantService
@@ -80,7 +83,9 @@ class Platform:
         database = Database(f"sqlite:///{data / 'platform.db'}")
         migrate.check(database)
         self._database = database
-        self.epoch = EpochWatcher(database=database, clock=clock)
+        name = f"{socket.gethostname()[:30]}-{entropy.random_bytes(8).hex()}"
+        peers = Peers(database=database, clock=clock, process_id=name)
+        self.epoch = EpochWatcher(database=database, clock=clock, peers=peers)
         root = FileRootKey.load(Path(settings.root_key))
         self._keys = KeyService(database=database, root=root, clock=clock, entropy=entropy)
         self._secrets = PlatformSecrets(database=database, sealer=self._keys, clock=clock)
@@ -243,11 +248,23 @@ class Platform:
             audit=audit,
             base_url=settings.base_url,
         )
+        requests = RequestLimits(
+            database=database,
+            clock=clock,
+            allowance=Allowance(
+                tenant_requests=settings.tenant_requests_per_minute,
+                principal_requests=settings.principal_requests_per_minute,
+                concurrent=settings.tenant_concurrent_requests,
+            ),
+            processes=lambda: self.epoch.processes,
+        )
         management = Management(
             endpoints=self.endpoints,
             authenticator=authenticator,
             idempotency=IdempotencyStore(database=database, clock=clock),
             base_url=settings.base_url,
+            limits=requests,
+            unacknowledged=self.epoch.unacknowledged,
         )
         pages = issuer_routes(issuer=issuer, tenants=self.tenants, base_url=settings.base_url, entropy=entropy)
         data_plane = DataPlane(
@@ -257,6 +274,7 @@ class Platform:
             recorder=recorder,
             epoch=epoch,
             clock=clock,
+            limits=requests,
             base_url=settings.base_url,
         )
         self.asgi: ASGIApp = Gateway(

@@ -1,4 +1,8 @@
-"""Runs the server: checks where it may listen, starts every part, serves, stops in order."""
+"""Runs the server: checks where it may listen, starts every part, serves, stops in order.
+
+On SIGTERM no new connection is taken, running requests and predictions finish (10 s at most), jobs are ended as
+interrupted with what they ran charged, what the log still holds is written, and the heartbeat goes.
+"""
 
 import socket
 from pathlib import Path
@@ -8,6 +12,7 @@ import uvicorn
 from modelkeep_platform.app import settings as settings_file
 from modelkeep_platform.app.platform import Platform
 from modelkeep_platform.app.settings import is_loopback
+from modelkeep_platform.app.supervisor import Supervisor
 from modelkeep_platform.core.errors import ConflictError, UnprocessableError
 from modelkeep_platform.telemetry import logs
 
@@ -20,8 +25,20 @@ def serve(
     tls_cert: Path | None,
     tls_key: Path | None,
     unsafe_no_tls: bool,
+    workers: int = 1,
+    listener_fd: int | None = None,
 ) -> None:
     """Serve the installation in `data` until SIGTERM or SIGINT.
+
+    Args:
+        data: the data folder.
+        host: where to listen; None for what the settings say.
+        port: the port; None for what the settings say.
+        tls_cert: a PEM certificate chain.
+        tls_key: its PEM private key.
+        unsafe_no_tls: whether plain HTTP may leave this machine.
+        workers: how many server processes share the address.
+        listener_fd: a bound socket inherited from a supervisor.
 
     Raises:
         UnprocessableError: it would listen beyond loopback without TLS, or half of a TLS pair is missing.
@@ -37,7 +54,13 @@ def serve(
             code="tls_required",
         )
     logs.configure()
-    listener = _listen(host, port)
+    listener = _listen(host, port) if listener_fd is None else socket.socket(fileno=listener_fd)
+    if workers > 1:
+        options: tuple[str, ...] = ("--unsafe-no-tls",) if unsafe_no_tls else ()
+        if tls_cert is not None and tls_key is not None:
+            options += ("--tls-cert", str(tls_cert), "--tls-key", str(tls_key))
+        Supervisor(data=data, listener=listener, options=options, count=workers).run()
+        return
     platform = Platform(data=data.resolve(), settings=settings)
     platform.start()
     try:

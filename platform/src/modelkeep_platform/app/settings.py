@@ -11,6 +11,10 @@ from urllib.parse import urlsplit
 from modelkeep_platform.core.errors import ConflictError, UnprocessableError
 
 FILE: Final = "settings.toml"
+_POSITIVE: Final = (
+    *("worker_memory_mib", "worker_threads", "tenant_requests_per_minute", "principal_requests_per_minute"),
+    "tenant_concurrent_requests",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +29,9 @@ class Settings:
         port: the port to listen on.
         worker_memory_mib: memory of one worker process, in MiB.
         worker_threads: threads that one worker computes with.
+        tenant_requests_per_minute: requests a minute of one tenant, over all server processes.
+        principal_requests_per_minute: requests a minute of one member or service account.
+        tenant_concurrent_requests: requests of one tenant that are under way at once, in each server process.
     """
 
     base_url: str
@@ -34,11 +41,17 @@ class Settings:
     port: int = 8470
     worker_memory_mib: int = 4096
     worker_threads: int = 1
+    tenant_requests_per_minute: int = 60_000
+    principal_requests_per_minute: int = 60_000
+    tenant_concurrent_requests: int = 256
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.base_url)
         if parts.scheme not in {"http", "https"} or not parts.hostname or parts.path or parts.query or parts.fragment:
             raise UnprocessableError("`base_url` is http(s)://host[:port] without a path", code="invalid_setting")
+        for name in _POSITIVE:
+            if getattr(self, name) < 1:
+                raise UnprocessableError(f"`{name}` is at least 1", code="invalid_setting")
         if parts.scheme == "http" and not is_loopback(parts.hostname):
             raise UnprocessableError("`base_url` uses https beyond loopback", code="invalid_setting")
 

@@ -79,14 +79,33 @@ def init(data: Path, root_key: Path, base_url: str, host: str, port: int | None)
 @click.option("--tls-cert", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="PEM certificate chain.")
 @click.option("--tls-key", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="PEM private key.")
 @click.option("--unsafe-no-tls", is_flag=True, help="Listen beyond loopback in plain HTTP, behind a TLS proxy.")
+@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="How many server processes.")
+@click.option("--listener-fd", type=int, hidden=True)
 @_explained
 def serve(
-    data: Path, host: str | None, port: int | None, tls_cert: Path | None, tls_key: Path | None, *, unsafe_no_tls: bool
+    data: Path,
+    host: str | None,
+    port: int | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    workers: int,
+    listener_fd: int | None,
+    *,
+    unsafe_no_tls: bool,
 ) -> None:
     """Serve until stopped."""
     from modelkeep_platform.app.server import serve as run
 
-    run(data=data, host=host, port=port, tls_cert=tls_cert, tls_key=tls_key, unsafe_no_tls=unsafe_no_tls)
+    run(
+        data=data,
+        host=host,
+        port=port,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        unsafe_no_tls=unsafe_no_tls,
+        workers=workers,
+        listener_fd=listener_fd,
+    )
 
 
 @main.command()

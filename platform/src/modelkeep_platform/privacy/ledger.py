@@ -47,6 +47,10 @@ _ATTEMPTS: Final = 32
 _Move = Callable[[Vector, Vector], tuple[Vector, Vector]]
 
 
+FROZEN_RESTORED: Final = "restored"
+FROZEN_EXHAUSTED: Final = "exhausted"
+
+
 class BudgetLedger:
     """Keeps the privacy budgets of datasets.
 
@@ -315,6 +319,7 @@ class BudgetLedger:
         )
 
     def _admit(self, tx: TenantTransaction, dataset_id: ObjectId, mechanism: MechanismPlan) -> ObjectId:
+        self._refuse_frozen(tx, dataset_id)
         grid = self._state(tx, dataset_id)[0]
         cost = mechanism.cost(grid)
 
@@ -394,6 +399,16 @@ class BudgetLedger:
         if row is None:
             raise _no_budget()
         return OrderGrid.from_json(row["grid"]), load_vector(row["charged"]), load_vector(row["reserved"])
+
+    def _refuse_frozen(self, tx: TenantTransaction, dataset_id: ObjectId) -> None:
+        row = self._row(tx, dataset_id)
+        if row is None or not row["frozen"]:
+            return
+        if row["frozen"] == FROZEN_RESTORED:
+            message = "the platform was restored from a backup; training waits until budgets were compared with the log"
+        else:
+            message = "what this budget lost after the backup that was restored cannot be known; it counts as spent"
+        raise BudgetError(message, code="budget_frozen", details={"reason": row["frozen"]})
 
     def _row(self, tx: TenantTransaction, dataset_id: ObjectId) -> Row | None:
         return tx.first(tx.select(privacy_budgets).where(privacy_budgets.c.dataset_id == dataset_id))

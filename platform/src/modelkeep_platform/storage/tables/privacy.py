@@ -16,6 +16,8 @@ privacy_budgets = tenant_table(
     sa.Column("reserved", sa.Text, nullable=False),
     sa.Column("version", sa.BigInteger, nullable=False),
     sa.Column("created_at", sa.BigInteger, nullable=False),
+    # Why nothing may be reserved: empty, `restored` (until compared with a checkpoint) or `exhausted` (for good).
+    sa.Column("frozen", sa.String(16), nullable=False, server_default=""),
 )
 
 privacy_reservations = tenant_table(
