@@ -17,6 +17,7 @@ from modelkeep_platform.app.settings import Settings
 from modelkeep_platform.audit.entries import AUDIT_KEY
 from modelkeep_platform.audit.integrator import Integrator
 from modelkeep_platform.audit.log import AuditLog
+from modelkeep_platform.audit.refusals import RefusalNotes
 from modelkeep_platform.audit.service import AuditService
 from modelkeep_platform.core.errors import ModelkeepError
 from modelkeep_platform.core.ids import PLATFORM
@@ -96,6 +97,7 @@ class Platform:
             database=database, signer=self.signer, origin=settings.log_origin, clock=clock, entropy=entropy
         )
         recorder, epoch = self._audit_log, self.epoch
+        self._refusals = RefusalNotes(recorder=recorder, clock=clock)
 
         self._authorizer = authorizer = PolicyAuthorizer(
             database=database, store=AccessStore(database=database), recorder=recorder, epoch=epoch, clock=clock
@@ -265,6 +267,7 @@ class Platform:
             base_url=settings.base_url,
             limits=requests,
             unacknowledged=self.epoch.unacknowledged,
+            notes=self._refusals,
         )
         pages = issuer_routes(issuer=issuer, tenants=self.tenants, base_url=settings.base_url, entropy=entropy)
         data_plane = DataPlane(
@@ -276,11 +279,13 @@ class Platform:
             clock=clock,
             limits=requests,
             base_url=settings.base_url,
+            notes=self._refusals,
         )
         self.asgi: ASGIApp = Gateway(
             management=management.app(pages),
             data_plane=data_plane,
             entropy=entropy,
+            notes=self._refusals,
             on_shutdown=self._serving.close,
         )
         self._stop = threading.Event()
@@ -290,6 +295,7 @@ class Platform:
         """Start what runs beside requests: epoch, log, integrator, job dispatcher, expiry."""
         self.epoch.start()
         self._audit_log.start()
+        self._refusals.start()
         self._integrator.start()
         self._dispatcher.start()
         self._housekeeper.start()
@@ -299,6 +305,7 @@ class Platform:
         self._stop.set()
         self._dispatcher.close()
         self._authorizer.close()
+        self._refusals.close()
         self._audit_log.close()
         self._integrator.close()
         self.epoch.close()

@@ -14,6 +14,7 @@ from modelkeep_platform.app.platform import Platform
 from modelkeep_platform.app.settings import is_loopback
 from modelkeep_platform.app.supervisor import Supervisor
 from modelkeep_platform.core.errors import ConflictError, UnprocessableError
+from modelkeep_platform.http.connection import BoundedProtocol
 from modelkeep_platform.telemetry import logs
 
 
@@ -68,7 +69,7 @@ def serve(
             uvicorn.Config(
                 platform.asgi,
                 loop="uvloop",
-                http="httptools",
+                http=BoundedProtocol,
                 ws="none",
                 access_log=False,
                 log_config=None,

@@ -1,19 +1,29 @@
-"""Answers: JSON, the one error envelope, and the headers every answer carries."""
+"""Answers: JSON, the one error envelope, the inference protocol's error, and the headers every answer carries."""
 
 import logging
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from starlette.responses import Response
 
-from modelkeep_platform.core.errors import ModelkeepError, PlatformError, RateLimitedError
+from modelkeep_platform.core.errors import CallerError, ModelkeepError, PlatformError, RateLimitedError
 from modelkeep_platform.core.ids import RequestId
 from modelkeep_platform.http.status import status_of
 
 _log = logging.getLogger(__name__)
 
-_HEADERS: Final = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
+ALWAYS: Final = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
 INTERNAL: Final = PlatformError("something went wrong on the platform; the operator finds it by the request id")
+
+
+class MethodNotAllowedError(CallerError):
+    """The path exists, but not with this method."""
+
+    code = "method_not_allowed"
+
+    def __init__(self, allowed: str) -> None:
+        super().__init__(f"this path takes {allowed}")
+        self.allowed = allowed
 
 
 def encode(value: object) -> bytes:
@@ -23,8 +33,9 @@ def encode(value: object) -> bytes:
 
 def json_response(body: bytes, *, status: int, request_id: RequestId) -> Response:
     """Return JSON that is already encoded."""
+    headers = {name.decode(): value.decode() for name, value in ALWAYS}
     return Response(
-        body, status_code=status, media_type="application/json", headers={**_HEADERS, "x-request-id": request_id}
+        body, status_code=status, media_type="application/json", headers={**headers, "x-request-id": request_id}
     )
 
 
@@ -36,23 +47,48 @@ def error_response(error: BaseException, *, request_id: RequestId, resource_meta
         request_id: ties the answer to the log.
         resource_metadata: the RFC 9728 address named in a 401's WWW-Authenticate.
     """
-    if not isinstance(error, ModelkeepError):
-        _log.error("request %s failed", request_id, exc_info=error)
-        error = INTERNAL
-    elif isinstance(error, PlatformError):
-        _log.warning("request %s: %s: %s", request_id, error.error_code, error.message)
-    status = status_of(error)
-    body: dict[str, Any] = {
+    shown = _shown(error, request_id)
+    body = {
         "error": {
-            "code": error.error_code,
-            "message": error.message,
+            "code": shown.error_code,
+            "message": shown.message,
             "request_id": request_id,
-            "details": error.details,
+            "details": shown.details,
         }
     }
-    response = json_response(encode(body), status=status, request_id=request_id)
+    return _refusal(shown, encode(body), request_id, resource_metadata)
+
+
+def protocol_error_response(error: BaseException, *, request_id: RequestId, resource_metadata: str) -> Response:
+    """Return `error` as the Open Inference Protocol wants it: one string, and the code in a header beside it.
+
+    Args:
+        error: what was raised.
+        request_id: ties the answer to the log.
+        resource_metadata: the RFC 9728 address named in a 401's WWW-Authenticate.
+    """
+    shown = _shown(error, request_id)
+    response = _refusal(shown, encode({"error": shown.message}), request_id, resource_metadata)
+    response.headers["x-error-code"] = shown.error_code
+    return response
+
+
+def _shown(error: BaseException, request_id: RequestId) -> ModelkeepError:
+    if not isinstance(error, ModelkeepError):
+        _log.error("request %s failed", request_id, exc_info=error)
+        return INTERNAL
+    if isinstance(error, PlatformError):
+        _log.warning("request %s: %s: %s", request_id, error.error_code, error.message)
+    return error
+
+
+def _refusal(error: ModelkeepError, body: bytes, request_id: RequestId, resource_metadata: str) -> Response:
+    status = status_of(error)
+    response = json_response(body, status=status, request_id=request_id)
     if status == 401:  # noqa: PLR2004 -- RFC 9110's number is the name
         response.headers["www-authenticate"] = f'Bearer resource_metadata="{resource_metadata}"'
     if isinstance(error, RateLimitedError):
         response.headers["retry-after"] = str(error.retry_after_s)
+    if isinstance(error, MethodNotAllowedError):
+        response.headers["allow"] = error.allowed
     return response

@@ -10,17 +10,20 @@ import re
 from collections.abc import Callable
 from typing import Final
 
+import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError as DuplicateError
 
 from modelkeep_platform.core.callers import Caller
-from modelkeep_platform.core.errors import CallerError, ConflictError, MalformedError
+from modelkeep_platform.core.errors import CallerError, ConflictError, MalformedError, RateLimitedError
 from modelkeep_platform.core.ports import Clock
 from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.tables.idempotency import idempotency
-from modelkeep_platform.storage.transactions import System
+from modelkeep_platform.storage.transactions import System, TenantTransaction
 
 _KEY: Final = re.compile(r"[\x21-\x7e]{8,128}\Z")
 KEEP_S: Final = 24 * 3600
+MAX_KEYS: Final = 10_000
+"""How many keys of one principal are kept at once."""
 
 
 class IdempotencyStore:
@@ -29,10 +32,12 @@ class IdempotencyStore:
     Args:
         database: where rows are.
         clock: ages them.
+        max_keys: how many of one principal are kept at once, so that keys cannot fill the database.
     """
 
-    def __init__(self, *, database: Database, clock: Clock) -> None:
+    def __init__(self, *, database: Database, clock: Clock, max_keys: int = MAX_KEYS) -> None:
         self._database = database
+        self._max_keys = max_keys
         self._clock = clock
 
     def once(
@@ -50,6 +55,7 @@ class IdempotencyStore:
         Raises:
             MalformedError: not a usable key.
             ConflictError: the key was used for another request, is being used, or its answer held a secret.
+            RateLimitedError: the principal's keys of the day are used up.
         """
         if not _KEY.match(key):
             raise MalformedError("an Idempotency-Key is 8 to 128 visible ASCII characters", code="invalid_key")
@@ -71,6 +77,7 @@ class IdempotencyStore:
         try:
             with self._database.tenant(caller.tenant, by=caller) as tx:
                 tx.change(tx.delete(idempotency).where(idempotency.c.created_at < now - KEEP_S))
+                self._bound(tx, caller, now)
                 tx.insert(
                     idempotency,
                     principal=caller.principal,
@@ -81,6 +88,20 @@ class IdempotencyStore:
         except DuplicateError:
             return self._kept(caller, key_hash, request_hash)
         return None
+
+    def _bound(self, tx: TenantTransaction, caller: Caller, now: int) -> None:
+        mine = tx.select(
+            idempotency,
+            sa.func.count(idempotency.c.key_hash).label("n"),
+            sa.func.min(idempotency.c.created_at).label("since"),
+        ).where(idempotency.c.principal == caller.principal)
+        row = tx.first(mine)
+        if row is not None and row["n"] >= self._max_keys:
+            raise RateLimitedError(
+                f"{self._max_keys} Idempotency-Keys of this account are kept for a day; send this request without one",
+                retry_after_s=max(1, row["since"] + KEEP_S - now),
+                code="too_many_keys",
+            )
 
     def _kept(self, caller: Caller, key_hash: str, request_hash: str) -> tuple[int, bytes]:
         with self._database.tenant(caller.tenant, by=caller, read_only=True) as tx:

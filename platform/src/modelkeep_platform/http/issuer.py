@@ -257,7 +257,7 @@ async def _oauth(request: Request, run: Callable[[Request, dict[str, str]], dict
 async def _form_of(request: Request) -> dict[str, str]:
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM_TYPE:
         raise OAuthError(f"send the body as `{_FORM_TYPE}`")
-    raw = await read_body(request, _FORM_BYTES)
+    raw = await read_body(request.headers.raw, request.receive, limit_bytes=_FORM_BYTES)
     try:
         pairs = parse_qsl(
             raw.decode("ascii"), keep_blank_values=True, strict_parsing=bool(raw), errors="strict", max_num_fields=20

@@ -4,9 +4,9 @@ Order of each request: route, authenticate, read the body under its limit, parse
 answer. An unknown path or method gets the same envelope as every other error.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -16,19 +16,23 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from modelkeep_platform.core import strictjson
+from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.callers import Caller
 from modelkeep_platform.core.errors import CallerError, MalformedError, NotFoundError, UnauthenticatedError
 from modelkeep_platform.core.ids import RequestId
-from modelkeep_platform.http.answers import encode, error_response, json_response
-from modelkeep_platform.http.bodies import read_body
+from modelkeep_platform.http.answers import MethodNotAllowedError, encode, error_response, json_response
+from modelkeep_platform.http.bodies import BODY_TIMEOUT_S, read_body
 from modelkeep_platform.http.idempotency import IdempotencyStore
+from modelkeep_platform.http.refusals import CALLER, Notes, noted
 from modelkeep_platform.http.routing import Call, Endpoint, Public, parse_body
+from modelkeep_platform.limits.service import RequestLimitError, RequestLimits
+from modelkeep_platform.limits.service import headers as limit_headers
 
+UNACKNOWLEDGED: Final = "x-modelkeep-unacknowledged"
+"""Names the server processes that had not seen a change within a second."""
 
-class MethodNotAllowedError(CallerError):
-    """The path exists, but not with this method."""
-
-    code = "method_not_allowed"
+_REQUEST: Final = "request"
+_MAX_QUERY_CHARS: Final = 512
 
 
 class CallerSource(Protocol):
@@ -49,6 +53,10 @@ class Management:
         authenticator: verifies tokens.
         idempotency: keeps answers by `Idempotency-Key`.
         base_url: the platform's own address.
+        limits: counts requests and those under way.
+        notes: where refusals of known callers are noted that no policy decided.
+        body_timeout_s: how long a body may take to arrive, in seconds.
+        unacknowledged: names the server processes that had not seen this thread's change in time.
     """
 
     def __init__(
@@ -58,32 +66,92 @@ class Management:
         authenticator: CallerSource,
         idempotency: IdempotencyStore,
         base_url: str,
+        limits: RequestLimits,
+        notes: Notes,
+        body_timeout_s: float = BODY_TIMEOUT_S,
+        unacknowledged: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         self.endpoints = tuple(endpoints)
         self._authenticator = authenticator
         self._idempotency = idempotency
+        self._limits = limits
+        self._notes = notes
+        self._body_timeout_s = body_timeout_s
+        self._unacknowledged = unacknowledged
         self._metadata = f"{base_url}/.well-known/oauth-protected-resource"
 
     def app(self, more: Iterable[BaseRoute] = ()) -> Starlette:
         """Return the application, with `more` routes (the issuer's pages) beside its own."""
         routes: list[BaseRoute] = [
-            Route(endpoint.path, partial(self._serve, endpoint), methods=[endpoint.method])
-            for endpoint in self._grouped()
+            Route(path, partial(self._dispatch, methods), methods=sorted(methods))
+            for path, methods in self._grouped().items()
         ]
-        return Starlette(routes=[*routes, *more], exception_handlers={HTTPException: self._refuse_path})
+        # A slash too many is no such path: a redirect would name whatever host the client wrote into its request.
+        app = Starlette(
+            routes=[*routes, *more], exception_handlers={HTTPException: self._refuse_path, Exception: self._fail}
+        )
+        app.router.redirect_slashes = False
+        return app
 
-    def _grouped(self) -> list[Endpoint]:
+    def _grouped(self) -> dict[str, dict[str, Endpoint]]:
+        """Return the endpoints by path and method.
+
+        Raises:
+            ValueError: two answer the same method of the same path; one would never be asked.
+        """
         # Literal paths before templates, so that `/v1/policies/check` is not a version named `check`.
-        return sorted(self.endpoints, key=lambda endpoint: [part.startswith("{") for part in endpoint.path.split("/")])
+        literal_first = sorted(
+            self.endpoints, key=lambda endpoint: [part.startswith("{") for part in endpoint.path.split("/")]
+        )
+        grouped: dict[str, dict[str, Endpoint]] = {}
+        for endpoint in literal_first:
+            methods = grouped.setdefault(endpoint.path, {})
+            if endpoint.method in methods:
+                raise ValueError(f"{endpoint.method} {endpoint.path} is registered twice")
+            methods[endpoint.method] = endpoint
+        return grouped
+
+    async def _dispatch(self, methods: Mapping[str, Endpoint], request: Request) -> Response:
+        return await self._serve(methods["GET" if request.method == "HEAD" else request.method], request)
 
     async def _serve(self, endpoint: Endpoint, request: Request) -> Response:
         request_id: RequestId = request.scope["request_id"]
         try:
-            caller = None if isinstance(endpoint.guard, Public) else await self._caller(request, request_id)
-            raw = b"" if endpoint.body is None else await read_body(request, endpoint.limit_bytes)
-            return await run_in_threadpool(self._answer, endpoint, request, caller, raw, request_id)
+            if isinstance(endpoint.guard, Public):
+                return await self._run(endpoint, request, None, request_id)
+            caller = request.scope[CALLER] = await self._caller(request, request_id)
+            standing = self._limits.admit_now(caller)
+            if standing is None:
+                standing = await run_in_threadpool(self._limits.admit, caller)
+            with self._limits.slot(caller):
+                response = await self._run(endpoint, request, caller, request_id)
         except Exception as exc:  # noqa: BLE001 -- the edge: everything becomes an envelope
-            return error_response(exc, request_id=request_id, resource_metadata=self._metadata)
+            answered = noted(
+                exc,
+                request.scope,
+                notes=self._notes,
+                action=endpoint.guard if isinstance(endpoint.guard, Action) else _REQUEST,
+                route=f"{endpoint.method} {endpoint.path}",
+            )
+            response = error_response(answered, request_id=request_id, resource_metadata=self._metadata)
+            if not isinstance(exc, RequestLimitError):
+                return response
+            standing = exc.standing
+        response.headers.update(limit_headers(standing))
+        return response
+
+    async def _run(
+        self, endpoint: Endpoint, request: Request, caller: Caller | None, request_id: RequestId
+    ) -> Response:
+        raw = b""
+        if endpoint.body is not None:
+            raw = await read_body(
+                request.headers.raw,
+                request.receive,
+                limit_bytes=endpoint.limit_bytes,
+                timeout_s=self._body_timeout_s,
+            )
+        return await run_in_threadpool(self._answered, endpoint, request, caller, raw, request_id)
 
     async def _caller(self, request: Request, request_id: RequestId) -> Caller:
         token = bearer(request.headers.getlist("authorization"))
@@ -91,6 +159,18 @@ class Management:
         if cached is not None:
             return cached
         return await run_in_threadpool(self._authenticator.authenticate, token, request_id)
+
+    def _answered(
+        self, endpoint: Endpoint, request: Request, caller: Caller | None, raw: bytes, request_id: RequestId
+    ) -> Response:
+        try:
+            response = self._answer(endpoint, request, caller, raw, request_id)
+        finally:
+            behind = self._unacknowledged()
+        if behind:
+            # The change holds; these processes refuse everything until they have seen it.
+            response.headers[UNACKNOWLEDGED] = ",".join(behind)
+        return response
 
     def _answer(
         self, endpoint: Endpoint, request: Request, caller: Caller | None, raw: bytes, request_id: RequestId
@@ -109,10 +189,10 @@ class Management:
         if key is None or caller is None or endpoint.method != "POST":
             result = endpoint.handler(call)
             if isinstance(result, Response):
-                result.headers["x-request-id"] = request_id
                 return result
             return self._json(endpoint, result, request_id)
-        named = f"{endpoint.method} {request.url.path}\n".encode() + raw
+        # Not `request.url`: that is made with the Host header, which the client writes.
+        named = f"{endpoint.method} {request.scope['path']}\n".encode() + raw
         status, body = self._idempotency.once(
             caller,
             key,
@@ -129,20 +209,20 @@ class Management:
 
     def _json(self, endpoint: Endpoint, result: object, request_id: RequestId) -> Response:
         if endpoint.returns is None:
-            return Response(status_code=204, headers={"x-request-id": request_id})
+            return Response(status_code=204)
         return json_response(encode(result), status=endpoint.status, request_id=request_id)
 
     async def _refuse_path(self, request: Request, exc: Exception) -> Response:
-        status = exc.status_code if isinstance(exc, HTTPException) else 404
-        error: CallerError
-        if status == 405:  # noqa: PLR2004 -- RFC 9110's number is the name
-            error = MethodNotAllowedError("this path has no such method")
-        else:
-            error = NotFoundError("there is no such path; the reference lists them", code="no_such_path")
-        response = error_response(error, request_id=request.scope["request_id"], resource_metadata=self._metadata)
-        if isinstance(exc, HTTPException) and exc.headers:
-            response.headers.update(exc.headers)
-        return response
+        error: CallerError = NotFoundError("there is no such path; the reference lists them", code="no_such_path")
+        if isinstance(exc, HTTPException) and exc.headers and "Allow" in exc.headers:
+            error = MethodNotAllowedError(", ".join(sorted(exc.headers["Allow"].split(", "))))
+        return self._envelope(request, error)
+
+    async def _fail(self, request: Request, exc: Exception) -> Response:
+        return self._envelope(request, exc)
+
+    def _envelope(self, request: Request, error: Exception) -> Response:
+        return error_response(error, request_id=request.scope["request_id"], resource_metadata=self._metadata)
 
 
 def bearer(headers: list[str]) -> str:
@@ -167,6 +247,10 @@ def _query(request: Request, endpoint: Endpoint) -> dict[str, str]:
         if name not in endpoint.query or name in query:
             raise MalformedError(
                 f"the query parameter `{name[:80]}` is unknown here or given twice", code="invalid_parameter"
+            )
+        if len(value) > _MAX_QUERY_CHARS:
+            raise MalformedError(
+                f"the query parameter `{name}` has more than {_MAX_QUERY_CHARS} characters", code="invalid_parameter"
             )
         query[name] = value
     return query

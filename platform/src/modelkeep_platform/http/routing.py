@@ -92,6 +92,7 @@ class Call:
 
 
 _MAX_DIGITS: Final = 15
+_INT64: Final = 1 << 63
 
 
 def decimal(text: str, what: str) -> int:
@@ -141,18 +142,34 @@ class Endpoint:
     def __post_init__(self) -> None:
         if not isinstance(self.guard, Action | Public | Authenticated):
             raise TypeError(f"{self.method} {self.path} is registered without an action or a reason")
+        if not isinstance(self.guard, Action) and not self.guard.reason.strip():
+            raise TypeError(f"{self.method} {self.path} is registered without saying why no action decides it")
 
 
 def parse_body(value: object, wanted: Any) -> Any:  # noqa: ANN401 -- any msgspec type
     """Convert parsed strict JSON to the endpoint's type.
 
     Raises:
-        MalformedError: a field is missing, unknown or of another type; the message names the place.
+        MalformedError: a field is missing, unknown or of another type; the message names the place. Or an integer has
+            more than 64 bits, which neither the database nor a JSON writer takes.
     """
+    _refuse_wide(value)
     try:
         return msgspec.convert(value, wanted, strict=True)
     except msgspec.ValidationError as exc:
         raise MalformedError(f"the body is not what is wanted here: {_lower(str(exc))}", code="invalid_body") from exc
+
+
+def _refuse_wide(value: object) -> None:
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, dict):
+            pending += item.values()
+        elif isinstance(item, list):
+            pending += item
+        elif isinstance(item, int) and not -_INT64 <= item < _INT64:
+            raise MalformedError("an integer in the body has more than 64 bits", code="invalid_body")
 
 
 def _lower(text: str) -> str:

@@ -18,7 +18,13 @@ from modelkeep_platform.core.errors import (
     UnprocessableError,
 )
 
-_BY_CODE: Final = {"method_not_allowed": 405, "encoding_refused": 415, "body_timeout": 408}
+_BY_CODE: Final = {
+    "method_not_allowed": 405,
+    "body_timeout": 408,
+    "target_too_long": 414,
+    "encoding_refused": 415,
+    "headers_too_large": 431,
+}
 _BY_CLASS: Final[tuple[tuple[type[ModelkeepError], int], ...]] = (
     (MalformedError, 400),
     (UnauthenticatedError, 401),

@@ -13,19 +13,17 @@ from functools import partial
 from typing import Any, Final, Protocol
 
 import msgspec
+from starlette.responses import Response
 
 from modelkeep_platform import __version__
 from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.callers import Caller, TenantCaller
 from modelkeep_platform.core.errors import (
-    CallerError,
-    DeadlineError,
     ForbiddenError,
     MalformedError,
     ModelkeepError,
     NotFoundError,
     PlatformError,
-    RateLimitedError,
     TooLargeError,
     UnprocessableError,
 )
@@ -33,18 +31,21 @@ from modelkeep_platform.core.events import Event, Outcome
 from modelkeep_platform.core.ids import RequestId
 from modelkeep_platform.core.limits import MAX_INFER_BYTES
 from modelkeep_platform.core.ports import Clock, EpochSource, Recorder
+from modelkeep_platform.http.answers import ALWAYS, MethodNotAllowedError, protocol_error_response
+from modelkeep_platform.http.bodies import BODY_TIMEOUT_S, IDENTITY, content_encoding, read_raw
 from modelkeep_platform.http.management import CallerSource, bearer
-from modelkeep_platform.http.status import status_of
+from modelkeep_platform.http.refusals import CALLER, Notes, noted
 from modelkeep_platform.http.v2_json import NAMES, check_outputs, encode_answer, parse_request
+from modelkeep_platform.limits.service import RequestLimitError, RequestLimits
+from modelkeep_platform.limits.service import headers as limit_headers
 from modelkeep_platform.models.values import ServableVersion
 from modelkeep_platform.serving.tensors import Tensor
 
 _log = logging.getLogger(__name__)
 
 _CACHED: Final = 4096
-_BODY_TIMEOUT_S: Final = 60.0
 _IN_LINE_BYTES: Final = 128 * 1024
-_LENGTH_DIGITS: Final = 15
+_RECORDED: Final = "modelkeep.recorded"
 
 Scope = Any
 Receive = Any
@@ -83,7 +84,10 @@ class DataPlane:
         recorder: notes each prediction.
         epoch: what cached decisions live by.
         clock: ends cached grants.
+        limits: counts requests and those under way.
         base_url: the platform's address.
+        notes: where refusals of known callers are noted that no policy decided.
+        body_timeout_s: how long a body may take to arrive, in seconds.
     """
 
     def __init__(
@@ -95,34 +99,57 @@ class DataPlane:
         recorder: Recorder,
         epoch: EpochSource,
         clock: Clock,
+        limits: RequestLimits,
         base_url: str,
+        notes: Notes,
+        body_timeout_s: float = BODY_TIMEOUT_S,
     ) -> None:
+        self._limits = limits
         self._authenticator = authenticator
         self._models = models
         self._serving = serving
         self._recorder = recorder
         self._epoch = epoch
         self._clock = clock
-        self._challenge = f'Bearer resource_metadata="{base_url}/.well-known/oauth-protected-resource"'
+        self._notes = notes
+        self._body_timeout_s = body_timeout_s
+        self._metadata = f"{base_url}/.well-known/oauth-protected-resource"
         self._known: OrderedDict[tuple[object, ...], _Known] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         request_id: RequestId = scope["request_id"]
-        headers: list[tuple[bytes, bytes]] = []
         try:
             status, body = await self._route(scope, receive, request_id)
+            headers = [
+                (b"content-type", b"application/json"),
+                (b"content-length", str(len(body)).encode()),
+                (b"x-request-id", request_id.encode()),
+                *ALWAYS,
+            ]
         except Exception as exc:  # noqa: BLE001 -- the edge: everything becomes the protocol's error
-            status, body, headers = self._refusal(exc, request_id)
-        sent = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-            (b"x-request-id", request_id.encode()),
-            (b"cache-control", b"no-store"),
-            *headers,
-        ]
-        await send({"type": "http.response.start", "status": status, "headers": sent})
+            refused = self._refusal(exc, scope)
+            status, body, headers = refused.status_code, bytes(refused.body), list(refused.raw_headers)
+            if isinstance(exc, RequestLimitError):
+                scope["standing"] = exc.standing
+        standing = scope.get("standing")
+        if standing is not None:
+            headers += [(key.encode(), value.encode()) for key, value in limit_headers(standing).items()]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+    def _refusal(self, error: Exception, scope: Scope) -> Response:
+        # Reasons of a refusal are part of the text: the protocol has one string, and no more.
+        if not scope.get(_RECORDED, False):
+            infer = scope["path"].endswith("/infer")
+            error = noted(
+                error,
+                scope,
+                notes=self._notes,
+                action=Action.MODEL_PREDICT if infer else Action.MODEL_READ,
+                route="POST /v2/models/{name}/infer" if infer else "GET /v2/models/{name}",
+            )
+        return protocol_error_response(error, request_id=scope["request_id"], resource_metadata=self._metadata)
 
     async def _route(self, scope: Scope, receive: Receive, request_id: RequestId) -> tuple[int, bytes]:
         parts = scope["path"].split("/")[2:]
@@ -141,20 +168,29 @@ class DataPlane:
             case ["models", name, *rest]:
                 version, verb = _version_and_verb(rest)
                 caller = await self._caller(scope, request_id)
-                if verb == "infer":
-                    _method(method, "POST")
-                    return await self._infer(scope, receive, caller, name, version)
-                _method(method, "GET")
-                servable = await self._servable(caller, name, version, Action.MODEL_READ)
-                return 200, _metadata(name, servable) if verb == "" else _ready(name)
+                standing = self._limits.admit_now(caller) or await asyncio.to_thread(self._limits.admit, caller)
+                scope["standing"] = standing
+                with self._limits.slot(caller):
+                    return await self._model(scope, receive, caller, (name, version, verb))
             case _:
                 raise NotFoundError("there is no such path; the reference lists them", code="no_such_path")
+
+    async def _model(
+        self, scope: Scope, receive: Receive, caller: TenantCaller, asked: tuple[str, str | None, str]
+    ) -> tuple[int, bytes]:
+        name, version, verb = asked
+        if verb == "infer":
+            _method(scope["method"], "POST")
+            return await self._infer(scope, receive, caller, name, version)
+        _method(scope["method"], "GET")
+        servable = await self._servable(caller, name, version, Action.MODEL_READ)
+        return 200, _metadata(name, servable) if verb == "" else _ready(name)
 
     async def _infer(
         self, scope: Scope, receive: Receive, caller: TenantCaller, name: str, version: str | None
     ) -> tuple[int, bytes]:
         servable = await self._servable(caller, name, version, Action.MODEL_PREDICT)
-        body = await _body(scope, receive)
+        body = await _body(scope, receive, self._body_timeout_s)
         # Megabytes of numbers are parsed and written in a thread, so that they do not hold up the others.
         request = parse_request(body) if len(body) < _IN_LINE_BYTES else await asyncio.to_thread(parse_request, body)
         names = tuple(output.name for output in servable.graph.outputs)
@@ -169,6 +205,7 @@ class DataPlane:
         except Exception as exc:
             code = exc.error_code if isinstance(exc, ModelkeepError) else PlatformError.code
             self._record(caller, servable, Outcome.FAILED, code)
+            scope[_RECORDED] = True
             raise
         # INVARIANT: no answer leaves before its entry is queued; a log that takes no entries stops predictions.
         self._record(caller, servable, Outcome.DONE, "")
@@ -195,6 +232,7 @@ class DataPlane:
         caller: Caller | None = self._authenticator.cached(token, request_id)
         if caller is None:
             caller = await asyncio.to_thread(self._authenticator.authenticate, token, request_id)
+        scope[CALLER] = caller
         if not isinstance(caller, TenantCaller):
             raise ForbiddenError(
                 "models belong to tenants; an operator has no access to them", code="operator_forbidden"
@@ -216,35 +254,10 @@ class DataPlane:
                 self._known.popitem(last=False)
         return servable
 
-    def _refusal(self, error: Exception, request_id: RequestId) -> tuple[int, bytes, list[tuple[bytes, bytes]]]:
-        if not isinstance(error, ModelkeepError):
-            _log.error("request %s failed", request_id, exc_info=error)
-            error = PlatformError("something went wrong on the platform; the operator finds it by the request id")
-        elif isinstance(error, PlatformError):
-            _log.warning("request %s: %s: %s", request_id, error.error_code, error.message)
-        status = status_of(error)
-        headers: list[tuple[bytes, bytes]] = [(b"x-error-code", error.error_code.encode())]
-        if status == 401:  # noqa: PLR2004 -- RFC 9110's number is the name
-            headers.append((b"www-authenticate", self._challenge.encode()))
-        if isinstance(error, RateLimitedError):
-            headers.append((b"retry-after", str(error.retry_after_s).encode()))
-        if isinstance(error, _MethodError):
-            headers.append((b"allow", error.allowed.encode()))
-        # Reasons of a refusal are part of the text: the protocol has one string, and no more.
-        return status, msgspec.json.encode({"error": error.message}), headers
-
-
-class _MethodError(CallerError):
-    code = "method_not_allowed"
-
-    def __init__(self, allowed: str) -> None:
-        super().__init__(f"this path takes {allowed}")
-        self.allowed = allowed
-
 
 def _method(given: str, allowed: str) -> None:
     if given != allowed:
-        raise _MethodError(allowed)
+        raise MethodNotAllowedError(allowed)
 
 
 def _version_and_verb(rest: list[str]) -> tuple[str | None, str]:
@@ -257,22 +270,13 @@ def _version_and_verb(rest: list[str]) -> tuple[str | None, str]:
     return version, verb
 
 
-async def _body(scope: Scope, receive: Receive) -> bytes:
-    encoding, declared = b"identity", None
-    for key, value in scope["headers"]:
-        if key == b"content-encoding":
-            encoding = value
-        elif key == b"content-length":
-            declared = value
-        elif key == b"inference-header-content-length":
-            raise UnprocessableError("binary tensors are not taken; send `data` in JSON", code="binary_not_supported")
-    if declared is not None:
-        if not declared.isdigit():
-            raise MalformedError("the Content-Length is not a number")
-        if len(declared.lstrip(b"0")) > _LENGTH_DIGITS or int(declared) > MAX_INFER_BYTES:
-            raise _too_large()
-    raw = await _read(receive)
-    if encoding == b"identity":
+async def _body(scope: Scope, receive: Receive, timeout_s: float) -> bytes:
+    headers = scope["headers"]
+    if any(name == b"inference-header-content-length" for name, _ in headers):
+        raise UnprocessableError("binary tensors are not taken; send `data` in JSON", code="binary_not_supported")
+    raw = await read_raw(headers, receive, limit_bytes=MAX_INFER_BYTES, timeout_s=timeout_s)
+    encoding = content_encoding(headers)
+    if encoding == IDENTITY:
         return raw
     if encoding != b"gzip":
         raise MalformedError("the Content-Encoding is gzip or none", code="encoding_refused")
@@ -290,26 +294,6 @@ def _inflated(raw: bytes) -> bytes:
     if not inflater.eof or inflater.unused_data:
         raise MalformedError("the body is not one whole gzip member", code="invalid_gzip")
     return inflated
-
-
-async def _read(receive: Receive) -> bytes:
-    chunks: list[bytes] = []
-    size, more = 0, True
-    try:
-        async with asyncio.timeout(_BODY_TIMEOUT_S):
-            while more:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise MalformedError("the connection closed before the body was whole")
-                chunk = message.get("body", b"")
-                size += len(chunk)
-                if size > MAX_INFER_BYTES:
-                    raise _too_large()
-                chunks.append(chunk)
-                more = message.get("more_body", False)
-    except TimeoutError as exc:
-        raise DeadlineError("the body did not arrive in time", code="body_timeout") from exc
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 def _too_large() -> TooLargeError:
