@@ -1,39 +1,69 @@
 """One tenant's worker process, as the event loop sees it: loads, batches, answers, and death.
 
 Requests wait in a queue while the worker computes; what has gathered by then goes as one batch (no timer: an idle
-worker answers at once). An answer that does not match the request it is for ends the worker.
+worker answers at once). Only requests of one calling tenant share a batch: no answer can depend on another tenant's
+rows. An answer that does not match the request it is for ends the worker; a model that cannot be loaded or computed
+fails its own requests and no others. A worker that nobody used for a while ends itself.
 """
 
 import asyncio
+import logging
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, TypeVar
 
-from modelkeep_platform.core.errors import DeadlineError, PlatformError, UnavailableError, UnprocessableError
+from modelkeep_platform.core.errors import (
+    DeadlineError,
+    ModelkeepError,
+    TooLargeError,
+    UnavailableError,
+    UnprocessableError,
+)
+from modelkeep_platform.core.limits import MIB
 from modelkeep_platform.models.values import ServableVersion
-from modelkeep_platform.serving.tensors import Tensor, batch_rows
+from modelkeep_platform.serving.tensors import OutputError, Tensor, batch_rows, cut_outputs
 from modelkeep_platform.workers.channel_async import AsyncChannel
+from modelkeep_platform.workers.child import READY
 from modelkeep_platform.workers.errors import FrameError, WorkerDiedError
-from modelkeep_platform.workers.frames import Frame
+from modelkeep_platform.workers.frames import DEFAULT_BOUNDS, Frame
 from modelkeep_platform.workers.limits import Limits
 from modelkeep_platform.workers.process import start
 from modelkeep_platform.workers.sandbox import Sandbox
 
 MAX_BATCH_ROWS: Final = 4096
+MAX_BATCH_BYTES: Final = 32 * MIB
 MAX_BATCH: Final = 64
 MAX_QUEUED: Final = 1024
+MAX_QUEUED_GUEST: Final = 256
+MAX_QUEUED_BYTES: Final = 256 * MIB
+HANG_S: Final = 5.0
+IDLE_S: Final = 900.0
 _MODULE: Final = "modelkeep_platform.serving.worker"
 
 Weights = Callable[[ServableVersion], Iterator[bytes]]
+_Read = TypeVar("_Read")
+
+_log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Request:
     servable: ServableVersion
     inputs: dict[str, Tensor]
     rows: int | None
+    size_bytes: int
+    until_s: float
     answer: asyncio.Future[dict[str, Tensor]]
+
+
+class _FailedError(Exception):
+    """The model of a batch cannot be loaded or computed; the worker itself is fine."""
+
+    def __init__(self, error: ModelkeepError) -> None:
+        super().__init__()
+        self.error = error
 
 
 class TenantWorker:
@@ -44,25 +74,46 @@ class TenantWorker:
         sandbox: what confines it.
         weights: opens a version's weights, part by part.
         loaded_bytes: how much of weights may be loaded at once; the least used go first.
+        hang_s: seconds that a batch may compute when all its requests have given up; then the worker hangs.
+        idle_s: seconds without a request after which it ends itself.
     """
 
-    def __init__(self, *, limits: Limits, sandbox: Sandbox, weights: Weights, loaded_bytes: int) -> None:
+    def __init__(
+        self,
+        *,
+        limits: Limits,
+        sandbox: Sandbox,
+        weights: Weights,
+        loaded_bytes: int,
+        hang_s: float = HANG_S,
+        idle_s: float = IDLE_S,
+    ) -> None:
         self._weights = weights
         self._loaded_bytes = loaded_bytes
-        self._start_s = limits.start_s
+        self._start_s, self._hang_s, self._idle_s = limits.start_s, hang_s, idle_s
         self._loaded: OrderedDict[str, int] = OrderedDict()
         self._queue: deque[_Request] = deque()
+        self._held_bytes = 0
+        self._batch: list[_Request] = []
         self._wake = asyncio.Event()
+        self._quiet = asyncio.Event()
+        self._quiet.set()
         self._next_id = 0
+        self._over = False
+        self._loop = asyncio.get_running_loop()
         self._process = start(_MODULE, limits=limits, sandbox=sandbox)
-        self._task = asyncio.get_running_loop().create_task(self._run())
-        self.alive = True
-        self.used_at = 0.0
+        self._task = self._loop.create_task(self._run())
+        self._task.add_done_callback(self._reap)
+
+    @property
+    def alive(self) -> bool:
+        """Return whether it takes requests: it was not ended, and its process runs."""
+        return not self._over and self._process.alive()
 
     @property
     def idle(self) -> bool:
         """Return whether nothing waits and nothing runs."""
-        return not self._queue and not self._wake.is_set()
+        return not self._queue and not self._batch
 
     async def infer(
         self, servable: ServableVersion, inputs: dict[str, Tensor], *, timeout_s: float
@@ -70,84 +121,137 @@ class TenantWorker:
         """Return the model's outputs.
 
         Raises:
+            TooLargeError: more bytes than one frame to the worker holds.
             UnavailableError: the queue is full, or the process died; try again.
-            DeadlineError: not in time. If the worker hangs in this very request, it is ended.
-            UnprocessableError: the model cannot compute with these inputs.
+            DeadlineError: not in time. The worker goes on for those behind, and is ended if it hangs.
+            UnprocessableError: the model cannot be loaded, or not compute with these inputs.
         """
-        if len(self._queue) >= MAX_QUEUED:
-            raise UnavailableError("too many predictions wait for this tenant's worker; try again", code="overloaded")
-        answer: asyncio.Future[dict[str, Tensor]] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Request(servable, inputs, batch_rows(servable.graph, inputs), answer))
+        request = _Request(
+            servable=servable,
+            inputs=inputs,
+            rows=batch_rows(servable.graph, inputs),
+            size_bytes=sum(len(tensor.data) for tensor in inputs.values()),
+            until_s=self._loop.time() + timeout_s,
+            answer=self._loop.create_future(),
+        )
+        self._check_room(request)
+        self._held_bytes += request.size_bytes
+        self._queue.append(request)
+        self._quiet.clear()
         self._wake.set()
         try:
             async with asyncio.timeout(timeout_s):
-                return await answer
+                return await request.answer
         except TimeoutError as exc:
             raise DeadlineError(f"the prediction was not ready within {timeout_s:g} s") from exc
+        finally:
+            self._held_bytes -= request.size_bytes
+            with suppress(ValueError):
+                self._queue.remove(request)
 
-    def end(self, error: PlatformError | None = None) -> None:
-        """End the process; whatever waits fails with `error`."""
-        self.alive = False
+    def end(self, error: ModelkeepError | None = None) -> None:
+        """End the process; whatever waits or runs fails with `error`. May be called again."""
+        if self._over:
+            return
+        died = None if self._process.alive() else self._process.death()
+        self._give_up(error or died or _stopped())
+        self._process.kill_soon()
         self._task.cancel()
-        self._process.kill()
-        self._fail_all(error or UnavailableError("the worker was stopped; try again", code="worker_stopped"))
+
+    async def drained(self) -> None:
+        """Return when nothing waits and nothing runs."""
+        await self._quiet.wait()
 
     async def ended(self) -> None:
-        """Return when the task that speaks to the process is over and its channel is closed."""
+        """Return when the task that speaks to the process is over, its channel closed and the process reaped."""
         await asyncio.wait([self._task])
+        await self._reaping
+
+    def _reap(self, task: asyncio.Task[None]) -> None:
+        # In a thread: the kernel may take its time to free gigabytes. The task may have been cancelled before it began.
+        del task
+        self._reaping = self._loop.run_in_executor(None, self._process.kill)
+
+    def _check_room(self, request: _Request) -> None:
+        if self._over:
+            raise _stopped()
+        if request.size_bytes > DEFAULT_BOUNDS.total_bytes:
+            raise TooLargeError("the inputs are larger than a prediction may be; send fewer rows")
+        held = [other for other in self._queue if _caller(other) == _caller(request)]
+        guest = _caller(request) != request.servable.ref.owner
+        if (
+            len(self._queue) >= MAX_QUEUED
+            or (guest and len(held) >= MAX_QUEUED_GUEST)
+            or (self._held_bytes and self._held_bytes + request.size_bytes > MAX_QUEUED_BYTES)
+        ):
+            raise UnavailableError("too many predictions wait for this tenant's worker; try again", code="overloaded")
 
     async def _run(self) -> None:
-        channel = await AsyncChannel.open(self._process.connection)
+        error: ModelkeepError = _stopped()
         try:
-            await self._serve(channel)
+            channel = await AsyncChannel.open(self._process.detach())
+            try:
+                await self._serve(channel)
+            finally:
+                channel.close()
+        except WorkerDiedError:
+            self._over = True
+            error = await asyncio.to_thread(self._process.death)
+        except (FrameError, TimeoutError):
+            error = _mistrusted()
+        except Exception as exc:  # noqa: BLE001 -- the task's edge: whatever it is, nobody may wait for ever
+            _log.error("a tenant's worker was ended after a %s", type(exc).__name__)
+            error = _mistrusted()
         finally:
-            channel.close()
-            # Transports close in the turn after they are told to.
-            await asyncio.sleep(0)
+            self._give_up(error)
+        # Transports close in the turn after they are told to.
+        await asyncio.sleep(0)
 
     async def _serve(self, channel: AsyncChannel) -> None:
-        batch: list[_Request] = []
+        async with asyncio.timeout(self._start_s):
+            if (await channel.receive()).kind != READY:
+                raise FrameError("a worker did not begin as it should")
+        while await self._woken():
+            self._batch = self._take_batch()
+            if self._batch:
+                try:
+                    await self._load(channel, self._batch[0].servable)
+                    await self._compute(channel, self._batch)
+                except _FailedError as exc:
+                    _fail(self._batch, exc.error)
+                self._batch = []
+            if not self._queue:
+                self._wake.clear()
+                self._quiet.set()
+
+    async def _woken(self) -> bool:
         try:
-            async with asyncio.timeout(self._start_s):
-                await channel.receive()
-            while True:
-                await self._wake.wait()
-                batch = self._take_batch()
-                if batch:
-                    await self._load(channel, batch[0].servable)
-                    await self._compute(channel, batch)
-                    batch = []
-                if not self._queue:
-                    self._wake.clear()
-        except (WorkerDiedError, FrameError, TimeoutError) as exc:
-            self.alive = False
-            error = (
-                self._process.death()
-                if isinstance(exc, WorkerDiedError)
-                else UnavailableError(
-                    "the tenant's worker did not answer as it should and was ended; try again", code="worker_died"
-                )
-            )
-            self._process.kill()
-            self._fail(batch, error)
-            self._fail_all(error)
+            async with asyncio.timeout(self._idle_s):
+                return await self._wake.wait()
+        except TimeoutError:
+            return self._wake.is_set()
 
     def _take_batch(self) -> list[_Request]:
         """Take the first request and those behind it that can be computed with it."""
         batch: list[_Request] = []
-        rows = 0
+        rows = size = 0
         kept: deque[_Request] = deque()
         while self._queue and len(batch) < MAX_BATCH:
             request = self._queue.popleft()
             if request.answer.done():
                 continue
+            count = request.rows or 0
             if not batch:
-                batch, rows = [request], request.rows or 0
+                batch, rows, size = [request], count, request.size_bytes
                 if request.rows is None:
                     break
-            elif _together(batch[0], request) and rows + (request.rows or 0) <= MAX_BATCH_ROWS:
+            elif (
+                _together(batch[0], request)
+                and rows + count <= MAX_BATCH_ROWS
+                and size + request.size_bytes <= MAX_BATCH_BYTES
+            ):
                 batch.append(request)
-                rows += request.rows or 0
+                rows, size = rows + count, size + request.size_bytes
             else:
                 kept.append(request)
         self._queue.extendleft(reversed(kept))
@@ -160,15 +264,40 @@ class TenantWorker:
             return
         while self._loaded and sum(self._loaded.values()) + servable.weights_bytes > self._loaded_bytes:
             old, _ = self._loaded.popitem(last=False)
-            await self._ask(channel, Frame(kind="unload", fields={"key": old}))
-        await self._ask(channel, _load_frame(key, "first", servable.graph.to_json()))
-        chunks = await asyncio.to_thread(self._weights, servable)
-        while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
-            await self._ask(channel, _load_frame(key, "more", chunk))
-        answer = await self._ask(channel, _load_frame(key, "last", b""))
-        if answer.kind != "loaded":
-            raise FrameError("a worker could not load an admitted model")
+            await self._unload(channel, old)
+        try:
+            await self._send_model(channel, key, servable)
+        except _FailedError:
+            # What arrived of it must not stay in the worker's memory.
+            await self._unload(channel, key)
+            raise
         self._loaded[key] = servable.weights_bytes
+
+    async def _send_model(self, channel: AsyncChannel, key: str, servable: ServableVersion) -> None:
+        await self._step(channel, key, "first", servable.graph.to_json())
+        chunks = await _read(lambda: self._weights(servable))
+        while (chunk := await _read(lambda: next(chunks, None))) is not None:
+            await self._step(channel, key, "more", chunk)
+        await self._step(channel, key, "last", b"")
+
+    async def _step(self, channel: AsyncChannel, key: str, place: str, body: bytes) -> None:
+        frame = Frame(kind="load", fields={"key": key, "place": place}, buffers=[body])
+        answer = await self._ask(channel, frame, self._start_s)
+        if answer.kind == "failed":
+            if answer.fields.get("code") == "out_of_memory":
+                raise _FailedError(
+                    UnavailableError("the model does not fit into the worker's memory", code="out_of_memory")
+                )
+            raise _FailedError(
+                UnprocessableError("the model cannot be loaded; upload it again", code="model_not_loadable")
+            )
+        if answer.kind != ("loaded" if place == "last" else "more"):
+            raise FrameError("a worker answered what was not asked")
+
+    async def _unload(self, channel: AsyncChannel, key: str) -> None:
+        answer = await self._ask(channel, Frame(kind="unload", fields={"key": key}), self._start_s)
+        if answer.kind != "unloaded":
+            raise FrameError("a worker answered what was not asked")
 
     async def _compute(self, channel: AsyncChannel, batch: list[_Request]) -> None:
         graph = batch[0].servable.graph
@@ -182,84 +311,103 @@ class TenantWorker:
             buffers += [tensor.data for tensor in tensors]
         body = buffers[0] if len(buffers) == 1 else b"".join(buffers)
         fields = {"key": _key(batch[0].servable), "inputs": described}
-        answer = await self._ask(channel, Frame(kind="infer", fields=fields, buffers=[body]))
+        left_s = max(request.until_s for request in batch) - self._loop.time()
+        answer = await self._ask(channel, Frame(kind="infer", fields=fields, buffers=[body]), max(self._hang_s, left_s))
         if answer.kind == "failed":
-            self._failed(channel, batch, str(answer.fields.get("code")))
+            self._failed(batch, str(answer.fields.get("code")))
             return
-        self._split(batch, answer)
-
-    def _failed(self, _channel: AsyncChannel, batch: list[_Request], code: str) -> None:
-        # One bad row must not fail its neighbours: a failed batch is taken apart and asked again, one by one.
-        if len(batch) > 1:
-            for request in batch:
-                request.rows = None
-            self._queue.extendleft(reversed(batch))
+        if answer.kind != "answer":
+            raise FrameError("a worker answered what was not asked")
+        try:
+            rows = [request.rows or 0 for request in batch] if len(batch) > 1 else None
+            results = cut_outputs(graph, answer, rows)
+        except OutputError as exc:
+            self._apart_or(batch, exc)
             return
-        if code == "out_of_memory":
-            self._fail(batch, UnavailableError("the worker ran out of memory; send fewer rows", code="out_of_memory"))
-            return
-        self._fail(
-            batch,
-            UnprocessableError(
-                "the model cannot compute with these inputs; check their ranges and shapes", code="inference_failed"
-            ),
-        )
-
-    def _split(self, batch: list[_Request], answer: Frame) -> None:
-        outputs = answer.fields["outputs"]
-        names = [output.name for output in batch[0].servable.graph.outputs]
-        if len(outputs) != len(names):
-            raise FrameError("a worker answered with other outputs")
-        results: list[dict[str, Tensor]] = [{} for _ in batch]
-        offset = 0
-        view = memoryview(answer.buffers[0])
-        for name, (dtype, shape, length) in zip(names, outputs, strict=True):
-            data = view[offset : offset + length]
-            offset += length
-            if len(batch) == 1:
-                results[0][name] = Tensor(dtype, tuple(shape), data)
-                continue
-            rows = [request.rows or 0 for request in batch]
-            if sum(rows) != shape[0]:
-                raise FrameError("a worker answered with another number of rows")
-            width, start = length // shape[0], 0
-            for result, count in zip(results, rows, strict=True):
-                part = data[start * width : (start + count) * width]
-                result[name] = Tensor(dtype, (count, *shape[1:]), part)
-                start += count
         for request, result in zip(batch, results, strict=True):
             if not request.answer.done():
                 request.answer.set_result(result)
 
-    async def _ask(self, channel: AsyncChannel, frame: Frame) -> Frame:
+    def _failed(self, batch: list[_Request], code: str) -> None:
+        if code == "out_of_memory":
+            error: ModelkeepError = UnavailableError(
+                "the worker ran out of memory; send fewer rows", code="out_of_memory"
+            )
+        else:
+            error = UnprocessableError(
+                "the model cannot compute with these inputs; check their ranges and shapes", code="inference_failed"
+            )
+        self._apart_or(batch, error)
+
+    def _apart_or(self, batch: list[_Request], error: ModelkeepError) -> None:
+        # One bad row must not fail its neighbours: a failed batch is taken apart and asked again, one by one.
+        if len(batch) == 1:
+            _fail(batch, error)
+            return
+        for request in batch:
+            request.rows = None
+        self._queue.extendleft(reversed([request for request in batch if not request.answer.done()]))
+
+    async def _ask(self, channel: AsyncChannel, frame: Frame, limit_s: float) -> Frame:
         self._next_id += 1
-        await channel.send(replace(frame, id=self._next_id))
-        answer = await channel.receive()
+        async with asyncio.timeout(limit_s):
+            await channel.send(replace(frame, id=self._next_id))
+            answer = await channel.receive()
         if answer.id != self._next_id:
             raise FrameError("a worker answered for another request")
         return answer
 
-    def _fail(self, batch: list[_Request], error: BaseException) -> None:
-        for request in batch:
-            if not request.answer.done():
-                request.answer.set_exception(error)
+    def _give_up(self, error: ModelkeepError) -> None:
+        self._over = True
+        _fail(self._batch, error)
+        _fail(self._queue, error)
+        self._batch = []
+        self._queue.clear()
+        self._quiet.set()
 
-    def _fail_all(self, error: BaseException) -> None:
-        while self._queue:
-            self._fail([self._queue.popleft()], error)
+
+async def _read(work: Callable[[], _Read]) -> _Read:
+    """Read weights in a thread; what goes wrong there is not the worker's doing."""
+    try:
+        return await asyncio.to_thread(work)
+    except ModelkeepError as exc:
+        raise _FailedError(exc) from exc
+    except Exception as exc:
+        # The type alone: a foreign message may hold a path.
+        _log.error("weights could not be read: %s", type(exc).__name__)
+        error = UnavailableError("the model's weights could not be read; try again", code="weights_unreadable")
+        raise _FailedError(error) from exc
 
 
-def _load_frame(key: str, place: str, body: bytes) -> Frame:
-    return Frame(kind="load", fields={"key": key, "place": place}, buffers=[body])
+def _fail(requests: Iterable[_Request], error: ModelkeepError) -> None:
+    for request in requests:
+        if not request.answer.done():
+            request.answer.set_exception(error)
+
+
+def _stopped() -> UnavailableError:
+    return UnavailableError("the worker was stopped; try again", code="worker_stopped")
+
+
+def _mistrusted() -> UnavailableError:
+    return UnavailableError(
+        "the tenant's worker did not answer as it should and was ended; try again", code="worker_died"
+    )
 
 
 def _key(servable: ServableVersion) -> str:
     return f"{servable.ref.object_id}/{servable.version}"
 
 
+def _caller(request: _Request) -> str | None:
+    return request.servable.decision.caller_tenant
+
+
 def _together(first: _Request, other: _Request) -> bool:
+    # INVARIANT: rows of two tenants are never in one batch, whatever a model does to the rows of a batch.
     return (
         other.rows is not None
+        and _caller(other) == _caller(first)
         and _key(other.servable) == _key(first.servable)
         and all(other.inputs[name].shape[1:] == tensor.shape[1:] for name, tensor in first.inputs.items())
     )

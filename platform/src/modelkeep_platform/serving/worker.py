@@ -1,11 +1,10 @@
 """The serving child: holds one tenant's models and answers inference frames. The only part of serving with torch."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from modelkeep_platform.workers.channel_sync import SyncChannel
 from modelkeep_platform.workers.child import READY, run
-from modelkeep_platform.workers.frames import Frame
+from modelkeep_platform.workers.frames import DEFAULT_BOUNDS, Frame
 from modelkeep_platform.workers.limits import Limits
 
 
@@ -23,6 +22,7 @@ class Models:
             return self._load(key, frame.fields["place"], frame.buffers[0], frame.id)
         if frame.kind == "unload":
             self._models.pop(key, None)
+            self._loading.pop(key, None)
             return Frame(kind="unloaded", id=frame.id)
         return self._infer(key, frame)
 
@@ -38,8 +38,13 @@ class Models:
             self._loading[key][1].extend(data)
         else:
             graph, weights = self._loading.pop(key)
+            # Each copy is let go before the next is made: at no time is a large model there three times.
+            file = bytes(weights)
+            weights.clear()
+            tensors = safetensors.torch.load(file)
+            del file
             module = build(parse(graph))
-            module.load_named(safetensors.torch.load(bytes(weights)))
+            module.load_named(tensors)
             self._models[key] = module.eval()
             return Frame(kind="loaded", id=number)
         return Frame(kind="more", id=number)
@@ -75,14 +80,17 @@ def serve(channel: SyncChannel, limits: Limits) -> None:
 
 
 def _guarded(models: Models, frame: Frame) -> Frame:
-    fields: Mapping[str, Any]
     try:
-        return models.answer(frame)
-    except MemoryError:
-        fields = {"code": "out_of_memory"}
-    except Exception:  # noqa: BLE001 -- what went wrong inside a model is not shown: it could hold data
-        fields = {"code": "inference_failed"}
-    return Frame(kind="failed", id=frame.id, fields=fields)
+        answer = models.answer(frame)
+        # An answer that no frame holds would end this process.
+        if sum(len(buffer) for buffer in answer.buffers) <= DEFAULT_BOUNDS.total_bytes:
+            return answer
+        code = "out_of_memory"
+    except Exception as exc:  # noqa: BLE001 -- what went wrong inside a model is not shown: it could hold data
+        # Torch has no type of its own for it.
+        out = isinstance(exc, MemoryError) or (isinstance(exc, RuntimeError) and "allocate memory" in str(exc))
+        code = "out_of_memory" if out else "inference_failed"
+    return Frame(kind="failed", id=frame.id, fields={"code": code})
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ one inherited descriptor: its end of a socket pair. It inherits no other descrip
 """
 
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -22,6 +23,8 @@ from modelkeep_platform.workers.sandbox import Sandbox
 
 _SOCKET_BYTES: Final = 1024 * 1024
 _REAP_S: Final = 10.0
+# Looks at how a child ended without reaping it.
+_PEEK: Final = os.WEXITED | os.WNOWAIT
 
 
 def environment(limits: Limits) -> dict[str, str]:
@@ -58,7 +61,16 @@ class WorkerProcess:
 
     def alive(self) -> bool:
         """Return whether it still runs."""
-        return self._process.poll() is None
+        if self._process.returncode is not None:
+            return False
+        try:
+            return os.waitid(os.P_PID, self.pid, _PEEK | os.WNOHANG) is None
+        except ChildProcessError:
+            return False  # another thread reaped it just now
+
+    def detach(self) -> socket.socket:
+        """Hand the platform's end of the channel to another owner, who closes it; may be called once."""
+        return socket.socket(fileno=self.connection.detach())
 
     def death(self) -> WorkerDiedError:
         """Return the error that says how it ended, after it closed its end; reaps it.
@@ -68,10 +80,10 @@ class WorkerProcess:
         return WorkerDiedError(f"the worker process ended: {self._reason()}; try again")
 
     def _reason(self) -> str:
-        try:
-            status = self._process.wait(timeout=1.0)
-        except subprocess.TimeoutExpired:
-            self.kill()
+        ended = self._ended_within(1.0)
+        self.kill()
+        status = self._process.returncode
+        if not ended or status is None:
             return "it closed its channel"
         if status == 0:
             return "it stopped by itself"
@@ -82,13 +94,30 @@ class WorkerProcess:
         except ValueError:
             return f"signal {-status}"
 
+    def _ended_within(self, timeout_s: float) -> bool:
+        if self._process.returncode is not None:
+            return True
+        descriptor = os.pidfd_open(self.pid)
+        try:
+            poll = select.poll()
+            poll.register(descriptor, select.POLLIN)
+            return bool(poll.poll(timeout_s * 1000))
+        finally:
+            os.close(descriptor)
+
+    def kill_soon(self) -> None:
+        """Kill it and every process of its group, without waiting; `kill` reaps it."""
+        # INVARIANT: the group is killed before its leader is reaped. Until then no other group can have its number,
+        # and children that the worker left behind die with it.
+        if self._process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+
     def kill(self) -> None:
         """Kill it and every process of its group, reap it and close the channel. May be called again."""
-        if self._process.poll() is None:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(timeout=_REAP_S)
+        self.kill_soon()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=_REAP_S)
         self.connection.close()
 
     def __enter__(self) -> Self:
