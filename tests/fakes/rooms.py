@@ -217,6 +217,10 @@ class ScriptedWorker:
     def death(self) -> WorkerDiedError:
         return WorkerDiedError("the worker process ended: signal SIGKILL; try again")
 
+    def kill_soon(self) -> None:
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
+
     def kill(self) -> None:
         self.killed = True
         self.connection.close()

@@ -6,14 +6,15 @@ handed to `lapsed`, so that whoever knows the work can fence off the worker firs
 """
 
 import builtins
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
 
 import sqlalchemy as sa
 
-from modelkeep_platform.core.errors import ConflictError
+from modelkeep_platform.core.errors import ConflictError, MalformedError
 from modelkeep_platform.core.ids import TenantId, new_object_id
 from modelkeep_platform.core.ports import Clock, Entropy
 from modelkeep_platform.storage.tables.jobs import job_lines, jobs
@@ -22,6 +23,7 @@ from modelkeep_platform.storage.transactions import PlatformTransaction, Row, Te
 MAX_ACTIVE: Final = 20
 MAX_LINES: Final = 1000
 _MAX_LINE: Final = 400
+_NUMBER: Final = re.compile(r"[0-9]{1,15}")
 
 
 class JobState(StrEnum):
@@ -141,7 +143,11 @@ class JobQueue:
             .group_by(jobs.c.tenant_id)
         )
         running = {row["tenant_id"]: row["n"] for row in counted}
-        queued = tx.all(sa.select(jobs).where(jobs.c.state == JobState.QUEUED).order_by(jobs.c.created_at, jobs.c.id))
+        queued = tx.all(
+            sa.select(jobs.c.tenant_id, jobs.c.id)
+            .where(jobs.c.state == JobState.QUEUED)
+            .order_by(jobs.c.created_at, jobs.c.id)
+        )
         for row in sorted(queued, key=lambda one: running.get(one["tenant_id"], 0)):
             now = self._clock.now_s()
             taken = tx.execute(
@@ -228,10 +234,30 @@ class JobQueue:
         return bool(queued or asked)
 
     def lapsed(self, tx: PlatformTransaction) -> Sequence[Lease]:
-        """Return running jobs whose lease is over, as leases under which they can be ended."""
+        """Return running jobs whose lease is over; `fence_off` gives the right to end one."""
         now = self._clock.now_s()
         rows = tx.all(sa.select(jobs).where(jobs.c.state == JobState.RUNNING, jobs.c.lease_until < now))
         return [Lease(job=_job(row), holder=row["holder"], fence=row["fence"]) for row in rows]
+
+    def fence_off(self, tx: TenantTransaction, lapsed: Lease) -> Lease:
+        """Take a job whose lease is over, so that its holder can do nothing more, and return the lease to end it with.
+
+        Raises:
+            StaleLeaseError: the holder renewed its lease meanwhile, or the job has ended.
+        """
+        changed = tx.change(
+            tx.update(jobs)
+            .where(
+                jobs.c.id == lapsed.job.id,
+                jobs.c.state == JobState.RUNNING,
+                jobs.c.fence == lapsed.fence,
+                jobs.c.lease_until < self._clock.now_s(),
+            )
+            .values(fence=jobs.c.fence + 1)
+        )
+        if not changed:
+            raise StaleLeaseError("the lease on this job is not over any more, or the job has ended")
+        return replace(lapsed, fence=lapsed.fence + 1)
 
     def find(self, tx: TenantTransaction, job_id: str) -> Job | None:
         """Return the tenant's job, or None."""
@@ -239,10 +265,16 @@ class JobQueue:
         return None if row is None else _job(row)
 
     def list(self, tx: TenantTransaction, *, after: str, limit: int) -> builtins.list[Job]:
-        """Return up to `limit` jobs, newest first, after the sort key ``created_at/id``."""
+        """Return up to `limit` jobs, newest first, after the sort key ``created_at/id``.
+
+        Raises:
+            MalformedError: `after` is no such key.
+        """
         query = tx.select(jobs).order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit)
         if after:
             at, _, job_id = after.partition("/")
+            if not _NUMBER.fullmatch(at):
+                raise MalformedError("the cursor is not one that this platform gave out", code="invalid_page")
             query = query.where(
                 sa.or_(jobs.c.created_at < int(at), sa.and_(jobs.c.created_at == int(at), jobs.c.id < job_id))
             )

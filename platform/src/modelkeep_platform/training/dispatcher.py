@@ -25,10 +25,12 @@ from modelkeep_platform.storage.transactions import TenantTransaction
 from modelkeep_platform.training.run import LEASE_S, CancelledError, Parts, Run, StoppingError
 from modelkeep_platform.training.service import reservation_of
 from modelkeep_platform.uploads.service import UploadService
+from modelkeep_platform.workers.errors import WorkerError, WorkerTimeoutError
 from modelkeep_platform.workers.process import WorkerProcess
 
 SLOTS: Final = 2
 MAX_JOB_S: Final = 6 * 3600.0
+CLOSE_S: Final = 10.0
 _IDLE_S: Final = 0.2
 _LAPSED_EVERY_S: Final = 5.0
 _INTERRUPTED: Final = ("interrupted", "the server stopped while the job ran; start it again")
@@ -91,6 +93,7 @@ class Dispatcher:
         )
         self._recorder = recorder
         self._runner = runner
+        self._workers: set[WorkerProcess] = set()
         self._holder = entropy.random_bytes(16).hex()
         # The kernel kills a worker when the thread that started it ends, so a slot is a thread that stays.
         self._threads = [
@@ -102,12 +105,23 @@ class Dispatcher:
         for thread in self._threads:
             thread.start()
 
-    def close(self) -> None:
-        """Stop; running jobs are ended as interrupted."""
+    def close(self, *, limit_s: float = CLOSE_S) -> None:
+        """Stop: running jobs end as interrupted, at once where a worker can be told, else when it is killed.
+
+        Args:
+            limit_s: how long a worker may keep its slot from ending, in seconds.
+        """
         self._stopping.set()
+        end_s = time.monotonic() + limit_s
         for thread in self._threads:
             if thread.is_alive():
-                thread.join(timeout=30)
+                thread.join(timeout=max(0.0, end_s - time.monotonic()))
+        # A slot that still waits for its worker (half of a frame, a full socket) sees it die.
+        for worker in list(self._workers):
+            worker.kill_soon()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(timeout=limit_s)
 
     def _serve(self) -> None:
         looked_at = float("-inf")
@@ -127,9 +141,7 @@ class Dispatcher:
         """End jobs whose server died; what they were charged stays charged. Return how many."""
         with self._parts.database.platform(read_only=True) as tx:
             lapsed = self._parts.queue.lapsed(tx)
-        for lease in lapsed:
-            self._end(lease, JobState.FAILED, _INTERRUPTED)
-        return len(lapsed)
+        return sum(self._end(lease, JobState.FAILED, _INTERRUPTED, fence_off=True) for lease in lapsed)
 
     def run_one(self) -> bool:
         """Claim and run one job; return whether there was one."""
@@ -141,6 +153,7 @@ class Dispatcher:
         state, error, version = JobState.FAILED, ("internal", "something went wrong on the platform"), None
         try:
             worker = self._runner.start()
+            self._workers.add(worker)
             version = Run(self._parts, lease, worker).work()
             state = JobState.SUCCEEDED
         except CancelledError:
@@ -150,21 +163,34 @@ class Dispatcher:
         except StaleLeaseError:
             _log.warning("job %s was taken over", lease.job.id)
         except ModelkeepError as exc:
-            error = (exc.error_code, exc.message)
+            # `close` kills workers that keep their slots.
+            struck = self._stopping.is_set() and isinstance(exc, WorkerError | WorkerTimeoutError)
+            error = _INTERRUPTED if struck else (exc.error_code, exc.message)
         except Exception as exc:  # noqa: BLE001 -- the job's edge
             # The type alone: the message of a foreign exception may hold what it was working on.
             _log.error("job %s failed: %s", lease.job.id, type(exc).__name__)
         finally:
             if worker is not None:
+                self._workers.discard(worker)
                 worker.kill()
         self._end(lease, state, error if state is JobState.FAILED else None, version)
         return True
 
-    def _end(self, lease: Lease, state: JobState, error: tuple[str, str] | None, version: int | None = None) -> None:
-        """Return what was not charged and end the job; the worker is gone by now."""
+    def _end(
+        self,
+        lease: Lease,
+        state: JobState,
+        error: tuple[str, str] | None,
+        version: int | None = None,
+        *,
+        fence_off: bool = False,
+    ) -> bool:
+        """Return what was not charged and end the job, unless another has; the worker is gone, or is fenced off."""
         try:
             with self._parts.database.platform() as tx:
                 own = tx.as_tenant(lease.job.tenant)
+                if fence_off:
+                    lease = self._parts.queue.fence_off(own, lease)
                 self._parts.queue.finish(own, lease, state, error=error, result_version=version)
                 reservation, owner = reservation_of(own, lease.job.id)
                 if reservation is not None and state is not JobState.SUCCEEDED:
@@ -184,6 +210,8 @@ class Dispatcher:
                 self._parts.uploads.delete(lease.job.tenant, ObjectId(lease.job.id))
         except StaleLeaseError:
             _log.warning("job %s was ended by another", lease.job.id)
+            return False
+        return True
 
     def _release(self, owners: TenantTransaction, reservation: ObjectId, lease: Lease) -> None:
         if self._parts.ledger.get(owners, reservation).state is ReservationState.OPEN:

@@ -4,6 +4,8 @@ The worker is not believed: segments are counted here, the trained graph is made
 upload, and of its failures only a code from a closed list is shown (its words could hold a row).
 """
 
+import builtins
+import logging
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -45,6 +47,8 @@ _RENEW_S: Final = 1.0
 _WAIT_S: Final = 0.5
 _SEND_S: Final = 60.0
 _SYSTEM: Final = System(reason="run a job")
+
+_log = logging.getLogger(__name__)
 
 FAULTS: Final[Mapping[str, str]] = {
     "batch_coupled": "an operation of the model mixes the records of a batch; keep the batch in the first dimension",
@@ -276,6 +280,8 @@ class Run:
             if head.step != step or len(frame.buffers) != (0 if head.last else 1):
                 raise FrameError("the worker mixed up what it sent, and was ended")
             if head.last:
+                # Whoever lost the lease while it received must not make what was received visible.
+                self._renew(force=True)
                 return
             yield bytes(frame.buffers[0])
             self._renew()
@@ -296,6 +302,7 @@ class Run:
         except WorkerDiedError:
             raise self._worker.death() from None
         if frame.kind == FAULT:
+            _log.warning("the worker of job %s failed: %s", self._job_id, fault_type(frame))
             raise fault(frame)
         if frame.kind not in kinds:
             raise FrameError("the worker sent what was not expected, and was ended")
@@ -333,6 +340,13 @@ class _StepCost:
         return None if self._grid is None else self._grid.epsilon([unit * steps for unit in self._cost])
 
 
+def fault_type(frame: Frame) -> str:
+    """Return the type of a worker's exception for the operator's log, if Python has such a type; no word of its own."""
+    name = str(frame.fields.get("type", ""))
+    known = getattr(builtins, name, None)
+    return name if isinstance(known, type) and issubclass(known, BaseException) else "no type of Python's own"
+
+
 def fault(frame: Frame) -> JobFailedError:
     """Return the error of a worker's fault: by its code, never in its words."""
     code = str(frame.fields.get("code", ""))
@@ -360,6 +374,8 @@ def admitted(chunks: Iterable[bytes], graph: Graph) -> Iterator[bytes]:
     count = 0
     for chunk in chain([head], source):
         count += len(chunk)
+        if count > total:
+            break  # nothing past the end is written: a worker could fill the disk
         yield chunk
     if count != total:
         raise safetensors_check.WeightsError("the weights are shorter or longer than their header says")

@@ -35,6 +35,7 @@ from modelkeep_platform.training.spec import InvalidJobError, JobModel, JobSpec,
 from modelkeep_platform.training.values import JobFailure, JobResult, LogLine, Plan, Progress, TrainingJob
 
 KIND: Final = "training"
+_CURSOR_CHARS: Final = 16
 
 
 class Payload(msgspec.Struct, frozen=True, kw_only=True):
@@ -175,9 +176,10 @@ class TrainingService:
         job = self._require(caller, Action.JOB_CANCEL, job_id)
         with self._database.platform() as tx:
             own = tx.as_tenant(caller.tenant)
-            self._queue.request_cancel(own, job.id)
+            asked = self._queue.request_cancel(own, job.id)
             after = self._queue.find(own, job.id)
-            if after is not None and after.state is JobState.CANCELLED and job.state is JobState.QUEUED:
+            # It ended in this very transaction: nobody had claimed it.
+            if asked and after is not None and after.state is JobState.CANCELLED:
                 reservation, owner = reservation_of(own, job.id)
                 if reservation is not None:
                     self._ledger.release(tx.as_tenant(owner), reservation, after.fence + 1)
@@ -189,7 +191,7 @@ class TrainingService:
         job = self._require(caller, Action.JOB_READ, job_id)
         after = page.after()
         with self._database.tenant(caller.tenant, by=caller, read_only=True) as tx:
-            start = int(after) if after.isdigit() else -1
+            start = int(after) if after.isascii() and after.isdigit() and len(after) < _CURSOR_CHARS else -1
             lines = self._queue.lines(tx, job.id, after=start, limit=page.limit + 1)
         shown = [LogLine(at=line.at, text=line.text) for line in lines]
         return page_of(shown, page, [str(line.number) for line in lines])
