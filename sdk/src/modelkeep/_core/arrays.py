@@ -13,6 +13,7 @@ from typing import Any, Final, TypeGuard
 from modelkeep.errors import ConfigurationError
 
 _MAX_RANK: Final = 16
+_MAX_BITS: Final = 1023  # the largest float
 
 
 def is_numpy(value: object) -> bool:
@@ -63,6 +64,8 @@ def check_finite(values: Sequence[Any], name: str) -> None:
             raise ConfigurationError(f"input `{name}` holds a `{type(value).__name__}`, which is not a number")
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigurationError(f"input `{name}` holds `{value}` at position {position}; inputs must be finite")
+        if isinstance(value, int) and value.bit_length() > _MAX_BITS:
+            raise ConfigurationError(f"input `{name}` holds an integer at position {position} that is too large")
 
 
 def nested(values: Sequence[Any], shape: Sequence[int]) -> Any:  # noqa: ANN401 -- a number or lists of lists

@@ -25,11 +25,12 @@ def server_url(text: str, *, unsafe_allow_http: bool) -> str:
     """
     parts = _split(text)
     if parts.query or parts.fragment or parts.username is not None or parts.password is not None:
-        raise ConfigurationError(f"`{text}` is not a server's address: leave out user, query and fragment")
+        # Not repeated: what stands before the `@` is a secret.
+        raise ConfigurationError("a server's address has no user, password, query or fragment; leave them out")
     if parts.scheme == "http" and not is_loopback(parts.hostname or "") and not unsafe_allow_http:
         raise ConfigurationError(
             f"`{text}` is plain HTTP, over which everybody on the way reads your token; use https, "
-            "or pass `unsafe_allow_http=True` where you know the network"
+            "or pass `unsafe_allow_http=True` (`--unsafe-allow-http`) where you know the network"
         )
     return text.rstrip("/")
 
@@ -70,7 +71,8 @@ def path(*segments: str | int, query: Mapping[str, str | int | None] | None = No
 
 
 def _split(text: str) -> SplitResult:
-    wrong = ConfigurationError(f"`{text[:200]}` is not an address like https://models.example")
+    # What stands before the `@` is a secret and is not repeated.
+    wrong = ConfigurationError(f"`{text.rpartition('@')[2][:200]}` is not an address like https://models.example")
     if len(text) > _MAX_URL or not text.isascii() or not text.isprintable() or " " in text or "\\" in text:
         raise wrong
     try:

@@ -97,6 +97,8 @@ def _privacy(reason: str | None, epsilon: float | None, delta: float | None, n_p
     if reason is not None:
         if numbers != (None, None, None):
             raise click.UsageError("a public dataset has no --epsilon, --delta or --n-public")
+        if not reason.strip():
+            raise click.UsageError("--public says why everybody may see the rows")
         return {"visibility": "public", "reason": reason}
     if None in numbers:
         raise click.UsageError("give --epsilon, --delta and --n-public, or --public with the reason")

@@ -7,7 +7,7 @@ import time
 import click
 
 from modelkeep.cli.files import read_text
-from modelkeep.cli.output import safe
+from modelkeep.cli.output import print_text
 from modelkeep.cli.shared import Context, Group, limit_option, pass_context, with_client
 
 
@@ -110,8 +110,8 @@ def show_policy(context: Context, version: int) -> None:
         context.show(policy)
         return
     context.show({name: getattr(policy, name) for name in ("version", "state", "created_at", "created_by")})
-    for line in (policy.text or "").splitlines():
-        click.echo(safe(line))
+    click.echo()
+    print_text(policy.text or "")
 
 
 @policies.command("check")

@@ -20,10 +20,19 @@ _LAST_SECOND: Final = 253_402_300_799  # of the year 9999
 
 
 def safe(text: str) -> str:
-    """Return `text` without control, format and bidirectional characters."""
+    """Return `text` without control, format and bidirectional characters, cut where it is very long."""
     from modelkeep.errors import printable
 
     return printable(text)
+
+
+def print_text(text: str) -> None:
+    """Print a text of several lines, whole: what is cut from a policy cannot be judged."""
+    from modelkeep.errors import printable
+
+    # Only line feeds end lines, as for the server that reads the text.
+    for line in text.split("\n"):
+        click.echo(printable(line, limit=len(line)))
 
 
 def print_json(value: object, *, indent: int | None = 2) -> None:
