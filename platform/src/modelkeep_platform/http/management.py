@@ -24,7 +24,7 @@ from modelkeep_platform.http.answers import MethodNotAllowedError, encode, error
 from modelkeep_platform.http.bodies import BODY_TIMEOUT_S, read_body
 from modelkeep_platform.http.idempotency import IdempotencyStore
 from modelkeep_platform.http.refusals import CALLER, Notes, noted
-from modelkeep_platform.http.routing import Call, Endpoint, Public, parse_body
+from modelkeep_platform.http.routing import MAX_QUERY_CHARS, Call, Endpoint, Public, parse_body
 from modelkeep_platform.limits.service import RequestLimitError, RequestLimits
 from modelkeep_platform.limits.service import headers as limit_headers
 
@@ -32,7 +32,6 @@ UNACKNOWLEDGED: Final = "x-modelkeep-unacknowledged"
 """Names the server processes that had not seen a change within a second."""
 
 _REQUEST: Final = "request"
-_MAX_QUERY_CHARS: Final = 512
 
 
 class CallerSource(Protocol):
@@ -248,9 +247,9 @@ def _query(request: Request, endpoint: Endpoint) -> dict[str, str]:
             raise MalformedError(
                 f"the query parameter `{name[:80]}` is unknown here or given twice", code="invalid_parameter"
             )
-        if len(value) > _MAX_QUERY_CHARS:
+        if len(value) > MAX_QUERY_CHARS:
             raise MalformedError(
-                f"the query parameter `{name}` has more than {_MAX_QUERY_CHARS} characters", code="invalid_parameter"
+                f"the query parameter `{name}` has more than {MAX_QUERY_CHARS} characters", code="invalid_parameter"
             )
         query[name] = value
     return query

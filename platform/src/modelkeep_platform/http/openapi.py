@@ -1,4 +1,8 @@
-"""The OpenAPI 3.1 document, made from the declared endpoints and their types; nothing is written twice."""
+"""The OpenAPI 3.1 document, made from the declared endpoints and their types; nothing is written twice.
+
+Every status that an operation can answer is there, with the one envelope of errors. What a parameter may be is said by
+patterns and bounds; a value beyond them is refused, but within them it need not name anything.
+"""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -8,25 +12,64 @@ from typing import Any, Final, get_args
 import msgspec
 
 from modelkeep_platform.core.actions import Action
-from modelkeep_platform.http.routing import Endpoint, Public
+from modelkeep_platform.core.limits import DEFAULT_PAGE, MAX_PAGE
+from modelkeep_platform.http.routing import MAX_QUERY_CHARS, Endpoint, Public
 
 _PARAMETER: Final = re.compile(r"{(\w+)}")
 _ERROR: Final[dict[str, Any]] = {
     "type": "object",
+    "additionalProperties": False,
     "required": ["error"],
     "properties": {
         "error": {
             "type": "object",
+            "additionalProperties": False,
             "required": ["code", "message", "request_id", "details"],
             "properties": {
-                "code": {"type": "string", "description": "stable; act on it"},
+                "code": {"type": "string", "pattern": "^[a-z0-9_]+$", "description": "stable; act on it"},
                 "message": {"type": "string", "description": "for people; may change"},
-                "request_id": {"type": "string"},
-                "details": {"type": "object"},
+                "request_id": {"type": "string", "description": "by which the log and the operator find the call"},
+                "details": {"type": "object", "description": "facts that a program may act on"},
             },
         }
     },
 }
+_HEADERS: Final[dict[str, Any]] = {
+    "X-Request-Id": {"required": True, "schema": {"type": "string"}, "description": "names the call in the audit log"},
+    "WWW-Authenticate": {"required": True, "schema": {"type": "string"}, "description": "where to log in (RFC 9728)"},
+    "Retry-After": {
+        "required": True,
+        "schema": {"type": "integer", "minimum": 0},
+        "description": "seconds after which to try again",
+    },
+    "Content-Digest": {"required": True, "schema": {"type": "string"}, "description": "`sha-256=:BASE64:` (RFC 9530)"},
+}
+_NAME: Final = "[a-z0-9][a-z0-9._-]{0,63}"
+_DECIMAL: Final = {"type": "string", "pattern": "^[0-9]{1,15}$"}
+_PATH: Final[dict[str, dict[str, Any]]] = {
+    "slug": {"type": "string", "pattern": "^[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?$"},
+    "id": {"type": "string", "pattern": "^[a-z0-9_-]{1,80}$", "description": "opaque"},
+    "name": {
+        "type": "string",
+        "pattern": f"^(?:[a-z0-9-]{{1,40}}~)?{_NAME}$",
+        "description": "one's own, or `owner~name` of what another tenant granted",
+    },
+    "alias": {"type": "string", "pattern": f"^{_NAME}$"},
+    "version": {"type": "string", "pattern": f"^{_NAME}$", "description": "a number or an alias"},
+    "number": {**_DECIMAL, "description": "of the part, from 0"},
+    "index": {**_DECIMAL, "description": "of the entry in the log, from 0"},
+}
+_SIZE: Final = {"type": "integer", "minimum": 0, "maximum": 10**15 - 1}
+_TEXT: Final = {"type": "string", "maxLength": MAX_QUERY_CHARS}
+_QUERY: Final[dict[str, dict[str, Any]]] = {
+    "limit": {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": DEFAULT_PAGE},
+    "cursor": {**_TEXT, "description": "`next_cursor` of the page before"},
+    "request_id": {**_TEXT, "description": "only the entries of this call"},
+    "size": {**_SIZE, "description": "of the log to prove it in; by default the newest"},
+    "old": {**_SIZE, "description": "of an earlier checkpoint"},
+    "new": {**_SIZE, "description": "of a later checkpoint; by default the newest"},
+}
+_REQUIRED: Final = frozenset({"old"})
 
 
 def document(endpoints: Iterable[Endpoint], *, version: str) -> dict[str, Any]:
@@ -52,6 +95,7 @@ def document(endpoints: Iterable[Endpoint], *, version: str) -> dict[str, Any]:
         },
         "paths": dict(sorted(paths.items())),
         "components": {
+            "headers": _HEADERS,
             "schemas": {**dict(sorted(components.items())), "Error": _ERROR},
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
         },
@@ -85,7 +129,8 @@ def _operation(endpoint: Endpoint, by_type: dict[int, dict[str, Any]]) -> dict[s
     if isinstance(endpoint.guard, Public):
         operation["security"] = []
     if endpoint.body is bytes:
-        operation["requestBody"] = {"required": True, "content": {"application/octet-stream": {}}}
+        content: dict[str, Any] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+        operation["requestBody"] = {"required": True, "content": content}
     elif endpoint.body is not None:
         content = {"application/json": {"schema": _schema(endpoint.body, by_type)}}
         operation["requestBody"] = {"required": True, "content": content}
@@ -100,9 +145,11 @@ _WHY: Final = {
     408: "the body did not arrive in time",
     409: "the state does not allow it",
     413: "more bytes than the limit",
+    414: "the path and query are too long",
     415: "the body has a Content-Encoding",
     422: "well-formed, but refused for what it says",
     429: "too many calls; `Retry-After` says when to try again",
+    431: "the headers are too many or too long",
     500: "the platform could not do it",
     503: "a part is down or starting; try again later",
 }
@@ -110,11 +157,15 @@ _WHY: Final = {
 
 def _refusals(endpoint: Endpoint) -> list[int]:
     """Return every status with which the endpoint can refuse."""
-    found = {400, 429, 500, 503}
+    found = {400, 431, 500, 503, *endpoint.refuses}
     if not isinstance(endpoint.guard, Public):
-        found |= {401, 403}
+        found |= {401, 429}
+    if isinstance(endpoint.guard, Action):
+        found.add(403)
+    if endpoint.query:
+        found.add(414)
     if _PARAMETER.search(endpoint.path):
-        found |= {404, 422}
+        found |= {404, 414, 422}
     if endpoint.body is not None:
         found |= {404, 408, 413, 415, 422}
     if endpoint.method != "GET":
@@ -123,29 +174,60 @@ def _refusals(endpoint: Endpoint) -> list[int]:
 
 
 def _refusal(status: int) -> dict[str, Any]:
-    described: dict[str, Any] = {
+    more = {401: ["WWW-Authenticate"], 429: ["Retry-After"]}.get(status, [])
+    return {
         "description": _WHY[status],
+        "headers": _headers(*more),
         "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
     }
-    if status == 429:  # noqa: PLR2004 -- RFC 6585's number is the name
-        described["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "seconds"}}
-    return described
+
+
+def _headers(*more: str) -> dict[str, Any]:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in ("X-Request-Id", *more)}
 
 
 def _success(endpoint: Endpoint, by_type: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    if endpoint.media_type == "application/octet-stream":
+        binary = {"schema": {"type": "string", "format": "binary"}}
+        headers = _headers("Content-Digest")
+        return {"description": "done", "headers": headers, "content": {endpoint.media_type: binary}}
+    done: dict[str, Any] = {"description": "done", "headers": _headers()}
     if endpoint.media_type != "application/json":
-        return {"description": "done", "content": {endpoint.media_type: {}}}
+        return {**done, "content": {endpoint.media_type: {"schema": {"type": "string"}}}}
     if endpoint.returns is None:
-        return {"description": "done"}
-    return {"description": "done", "content": {"application/json": {"schema": _schema(endpoint.returns, by_type)}}}
+        return done
+    return {**done, "content": {"application/json": {"schema": _schema(endpoint.returns, by_type)}}}
 
 
 def _parameters(endpoint: Endpoint) -> list[dict[str, Any]]:
-    text = {"type": "string"}
-    parameters: list[dict[str, Any]] = [
-        {"name": name, "in": "path", "required": True, "schema": text} for name in _PARAMETER.findall(endpoint.path)
-    ]
-    parameters += [{"name": name, "in": "query", "required": False, "schema": text} for name in endpoint.query]
+    found = [_parameter("path", name, _path(endpoint, name), required=True) for name in _named(endpoint)]
+    found += [_parameter("query", name, _QUERY[name], required=name in _REQUIRED) for name in endpoint.query]
     if endpoint.method == "POST" and not isinstance(endpoint.guard, Public):
-        parameters.append({"name": "Idempotency-Key", "in": "header", "required": False, "schema": text})
-    return parameters
+        key = {
+            "type": "string",
+            "pattern": "^[!-~]{8,128}$",
+            "description": "a request repeated with the same key has the first one's answer and no second effect",
+        }
+        found.append(_parameter("header", "Idempotency-Key", key, required=False))
+    if endpoint.body is bytes:
+        digest = {"type": "string", "pattern": "^sha-256=:[A-Za-z0-9+/]{43}=:$", "description": "RFC 9530"}
+        found.append(_parameter("header", "Content-Digest", digest, required=True))
+    return found
+
+
+def _named(endpoint: Endpoint) -> list[str]:
+    return _PARAMETER.findall(endpoint.path)
+
+
+def _path(endpoint: Endpoint, name: str) -> dict[str, Any]:
+    if name == "version" and endpoint.path.startswith("/v1/policies/"):
+        return {**_DECIMAL, "description": "a policy version's number"}
+    return _PATH[name]
+
+
+def _parameter(where: str, name: str, schema: dict[str, Any], *, required: bool) -> dict[str, Any]:
+    text = {key: value for key, value in schema.items() if key != "description"}
+    parameter: dict[str, Any] = {"name": name, "in": where, "required": required, "schema": text}
+    if "description" in schema:
+        parameter["description"] = schema["description"]
+    return parameter

@@ -6,7 +6,7 @@ authenticated before the body is read.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -91,6 +91,7 @@ class Call:
         return None if text is None else decimal(text, name)
 
 
+MAX_QUERY_CHARS: Final = 512
 _MAX_DIGITS: Final = 15
 _INT64: Final = 1 << 63
 
@@ -123,6 +124,7 @@ class Endpoint:
         limit_bytes: the largest accepted body.
         replayable: whether the answer may be kept for an `Idempotency-Key`; false when it holds a secret.
         media_type: of the answer, when it is not JSON.
+        refuses: statuses of refusals beyond those that its shape implies, for the reference.
     """
 
     method: str
@@ -137,7 +139,7 @@ class Endpoint:
     limit_bytes: int = MAX_JSON_BYTES
     replayable: bool = True
     media_type: str = "application/json"
-    tags: tuple[str, ...] = field(default=())
+    refuses: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.guard, Action | Public | Authenticated):

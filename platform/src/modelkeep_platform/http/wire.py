@@ -5,11 +5,21 @@ attributes of the same names are copied here, so a field that is not named here 
 since the Unix epoch, UTC; ids are opaque.
 """
 
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeAlias, TypeVar
 
 import msgspec
 
 Item = TypeVar("Item")
+
+# What bodies may hold at most. Services check the rest (and say it better): these bounds keep from the database what no
+# service could mean, and stand in the OpenAPI document.
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=(1 << 53) - 1)]
+Number: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=999_999_999)]
+Word: TypeAlias = Annotated[str, msgspec.Meta(max_length=256)]
+Digest: TypeAlias = Annotated[str, msgspec.Meta(max_length=128)]
+Text: TypeAlias = Annotated[str, msgspec.Meta(max_length=2000)]
+Secret: TypeAlias = Annotated[str, msgspec.Meta(max_length=1024)]
+Words: TypeAlias = Annotated[list[Annotated[str, msgspec.Meta(max_length=64)]], msgspec.Meta(max_length=64)]
 
 
 class Body(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -63,16 +73,16 @@ class TenantCreated(Answer):
 class NewTenant(Body):
     """Asks for a tenant."""
 
-    slug: str
-    name: str
+    slug: Word
+    name: Word
 
 
 class Enrolment(Body):
     """Uses an enrolment link or an invitation."""
 
-    token: str
-    username: str
-    password: str
+    token: Secret
+    username: Word
+    password: Secret
 
 
 class Enrolled(Answer):
@@ -107,8 +117,8 @@ class Member(Answer):
 class NewMember(Body):
     """Invites a person."""
 
-    username: str
-    roles: list[str]
+    username: Word
+    roles: Words
 
 
 class MemberInvited(Answer):
@@ -121,7 +131,7 @@ class MemberInvited(Answer):
 class Roles(Body):
     """Sets the roles of a member."""
 
-    roles: list[str]
+    roles: Words
 
 
 class ServiceAccount(Answer):
@@ -137,8 +147,8 @@ class ServiceAccount(Answer):
 class NewServiceAccount(Body):
     """Asks for an account."""
 
-    name: str
-    roles: list[str]
+    name: Word
+    roles: Words
 
 
 class ServiceAccountSecret(Answer):
@@ -178,9 +188,9 @@ class NewVersion(Body):
     """Describes a model version to be uploaded."""
 
     graph: dict[str, Any]
-    weights_bytes: int
-    weights_sha256: str
-    description: str = ""
+    weights_bytes: Count
+    weights_sha256: Digest
+    description: Text = ""
 
 
 class VersionCreated(Answer):
@@ -231,7 +241,7 @@ class ModelVersion(Answer):
 class AliasTarget(Body):
     """Points an alias at a version."""
 
-    version: int
+    version: Number
 
 
 # --- datasets, budgets, jobs ----------------------------------------------------------------------
@@ -240,13 +250,13 @@ class AliasTarget(Body):
 class NewDataset(Body):
     """Describes a dataset to be uploaded; docs/reference/datasets.md explains each field."""
 
-    name: str
-    format: str
+    name: Word
+    format: Word
     schema: dict[str, Any]
     privacy: dict[str, Any]
-    size_bytes: int
-    sha256: str
-    description: str = ""
+    size_bytes: Count
+    sha256: Digest
+    description: Text = ""
 
 
 class DatasetCreated(Answer):
@@ -295,16 +305,16 @@ class Budget(Answer):
 class JobSpec(Body):
     """Declares a training run; docs/reference/jobs.md explains each field."""
 
-    dataset: str
-    into: str
+    dataset: Word
+    into: Word
     model: dict[str, Any]
-    loss: str
+    loss: Word
     optimizer: dict[str, Any]
-    steps: int
+    steps: Count
     sample_rate: float
     privacy: dict[str, Any] | None = None
-    microbatch: int | None = None
-    checkpoint_every: int | None = None
+    microbatch: Count | None = None
+    checkpoint_every: Count | None = None
 
 
 class Plan(Answer):
@@ -379,11 +389,11 @@ class JobLine(Answer):
 class NewGrant(Body):
     """Gives another tenant actions on one object."""
 
-    kind: str
-    name: str
-    grantee: str
-    actions: list[str]
-    expires_at: int | None = None
+    kind: Word
+    name: Word
+    grantee: Word
+    actions: Words
+    expires_at: Count | None = None
 
 
 class Grant(Answer):

@@ -1,6 +1,10 @@
 """The endpoints of `/v1`, one file a resource; each translates and calls, nothing else."""
 
+from functools import cache
+from typing import Any
+
 import msgspec
+from starlette.responses import Response
 
 from modelkeep_platform import __version__
 from modelkeep_platform.access.grants import GrantService
@@ -8,6 +12,7 @@ from modelkeep_platform.access.policies import PolicyService
 from modelkeep_platform.audit.service import AuditService
 from modelkeep_platform.datasets.service import DatasetService
 from modelkeep_platform.http import openapi
+from modelkeep_platform.http.answers import encode
 from modelkeep_platform.http.routing import Call, Endpoint, Public
 from modelkeep_platform.http.v1 import governance, people
 from modelkeep_platform.http.v1.models import endpoints as model_endpoints
@@ -46,8 +51,12 @@ def all_endpoints(
         *governance.endpoints(grants=grants, policies=policies, audit=audit),
     ]
 
-    def document(_call: Call) -> object:
-        return openapi.document(found, version=__version__)
+    @cache
+    def described() -> bytes:
+        return encode(openapi.document(found, version=__version__))
+
+    def document(_call: Call) -> Response:
+        return Response(described(), media_type="application/json")
 
     found.append(
         Endpoint(
@@ -60,3 +69,23 @@ def all_endpoints(
         )
     )
     return found
+
+
+def description() -> dict[str, Any]:
+    """Return the OpenAPI document of this version; needs no installation."""
+    absent: Any = None
+    endpoints = all_endpoints(
+        tenants=absent,
+        members=absent,
+        service_accounts=absent,
+        registry=absent,
+        models=absent,
+        datasets=absent,
+        uploads=absent,
+        training=absent,
+        grants=absent,
+        policies=absent,
+        audit=absent,
+        base_url="https://models.example",
+    )
+    return openapi.document(endpoints, version=__version__)

@@ -139,6 +139,7 @@ def _audit_endpoints(audit: AuditService) -> list[Endpoint]:
             guard=Action.AUDIT_READ,
             handler=lambda call: PlainTextResponse(audit.checkpoint(call.any_caller)),
             summary="Read the newest signed checkpoint",
+            refuses=(422,),
             media_type="text/plain",
         ),
         Endpoint(
@@ -169,5 +170,6 @@ def _audit_endpoints(audit: AuditService) -> list[Endpoint]:
             summary="Prove that the log only grew",
             returns=wire.ConsistencyProof,
             query=("old", "new"),
+            refuses=(422,),
         ),
     ]
