@@ -8,7 +8,7 @@ import pytest
 
 from modelkeep_platform.core.errors import IntegrityError
 from modelkeep_platform.storage import blobs as module
-from modelkeep_platform.storage.blobs import LocalBlobs
+from modelkeep_platform.storage.blobs import LocalBlobs, StorageError
 
 
 def test_what_was_put_comes_back_and_a_second_put_replaces_it(blobs: LocalBlobs) -> None:
@@ -84,8 +84,29 @@ def test_a_put_that_cannot_be_synced_raises(blobs: LocalBlobs, monkeypatch: pyte
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match=os.strerror(number)):
-        blobs.put("a/b", b"x")
+    for store in (blobs.put, blobs.create):
+        with pytest.raises(StorageError) as caught:
+            store("a/b", b"x")
+        assert caught.value.error_code == "storage_failed"
+        assert "blobs" not in caught.value.message
+
+
+def test_a_blob_that_cannot_be_read_is_said_to_be_so_and_not_to_be_missing(blobs: LocalBlobs, tmp_path: Path) -> None:
+    blobs.put("a/b", b"x")
+    for call in (lambda: blobs.get("a/b/c"), lambda: blobs.put("a/b/c", b"")):
+        with pytest.raises(StorageError) as caught:
+            call()
+        assert str(tmp_path) not in str(caught.value)
+
+
+def test_create_stores_once_and_syncs_what_another_stored(blobs: LocalBlobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(module, "_fsync", synced.append)
+    assert blobs.create("a/b", b"first")
+    once = list(synced)
+    assert not blobs.create("a/b", b"second")
+    assert synced == once * 2
+    assert blobs.get("a/b") == b"first"
 
 
 def test_the_folder_is_the_owners_alone(tmp_path: Path) -> None:

@@ -11,13 +11,13 @@ with its own label and 1 MiB chunks. Both::
 
 Every chunk but the last holds exactly the chunk size; the last is strictly shorter, possibly empty, and is
 the end mark: a file cut at a chunk border does not open. The commitment is compared first, in constant time;
-the label is part of it, so the suite need not be told to `open_sealed`. docs/reference/sealed-format.md has
+the label is part of it, so the suite need not be told to `open_sealed`. Nothing is returned before all of it is
+authentic; there is no reader of parts of a file (docs/adr/0030). docs/reference/sealed-format.md has
 the byte layout and tests/vectors/sealed the vectors.
 """
 
 import hmac
 import os
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -71,18 +71,18 @@ def seal(key: bytes, context: bytes, plaintext: bytes | memoryview, *, suite: Su
 
     Returns:
         ``len(plaintext) + 56 + 16 * chunks`` bytes.
+
+    Raises:
+        ValueError: the key is not one, or the plaintext is longer than the suite seals.
     """
-    return seal_with_salt(key, context, plaintext, suite=suite, salt=os.urandom(SALT_BYTES))
-
-
-def seal_with_salt(key: bytes, context: bytes, plaintext: bytes | memoryview, *, suite: Suite, salt: bytes) -> bytes:
-    """Seal under a given salt; for vectors alone. A salt used twice under one key and context breaks the format."""
     parameters = _SUITES[suite]
-    derived = _derive(key, context, salt, parameters)
     view = memoryview(plaintext).cast("B")
     chunks = len(view) // parameters.chunk_bytes + 1
     if chunks > parameters.max_chunks:
         raise ValueError("the plaintext is too long for one sealed file")
+    # Not the injected source: a salt that comes twice under one key and context breaks the format.
+    salt = os.urandom(SALT_BYTES)
+    derived = _derive(key, context, salt, parameters)
     out = bytearray(HEADER_BYTES + len(view) + TAG_BYTES * chunks)
     out[:SALT_BYTES] = salt
     out[SALT_BYTES:HEADER_BYTES] = derived.commitment
@@ -122,56 +122,6 @@ def open_sealed(key: bytes, context: bytes, data: bytes | memoryview) -> bytes:
     return bytes(out)
 
 
-def seal_stream(key: bytes, context: bytes, pieces: Iterable[bytes], *, suite: Suite) -> Iterator[bytes]:
-    """Seal a stream; what comes out, joined, opens with `open_sealed`. Holds one chunk at a time."""
-    parameters = _SUITES[suite]
-    salt = os.urandom(SALT_BYTES)
-    derived = _derive(key, context, salt, parameters)
-    yield salt + derived.commitment
-    pending, index = bytearray(), 0
-    for piece in pieces:
-        pending += piece
-        while len(pending) >= parameters.chunk_bytes:
-            chunk = bytes(pending[: parameters.chunk_bytes])
-            del pending[: parameters.chunk_bytes]
-            yield derived.cipher.encrypt(derived.nonce(index), chunk, None)
-            index += 1
-            if index >= parameters.max_chunks:
-                raise ValueError("the plaintext is too long for one sealed file")
-    yield derived.cipher.encrypt(derived.nonce(index), bytes(pending), None)
-
-
-def open_stream(key: bytes, context: bytes, pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Open a stream, chunk by chunk.
-
-    Each chunk is authentic when it is yielded; that the stream is whole is known only when the iterator ends
-    without raising.
-
-    Raises:
-        SealedError: as `open_sealed`; also when the stream ends without its end mark.
-    """
-    source = iter(pieces)
-    pending = bytearray()
-    while len(pending) < HEADER_BYTES and (piece := next(source, None)) is not None:
-        pending += piece
-    parameters, derived = _identify(key, context, memoryview(bytes(pending)))
-    del pending[:HEADER_BYTES]
-    full, index = parameters.chunk_bytes + TAG_BYTES, 0
-    for piece in source:
-        while len(pending) >= full:
-            yield derived.open(index, bytes(pending[:full]))
-            del pending[:full]
-            index += 1
-        pending += piece
-    while len(pending) >= full:
-        yield derived.open(index, bytes(pending[:full]))
-        del pending[:full]
-        index += 1
-    if len(pending) < TAG_BYTES:
-        raise SealedError("the sealed bytes are cut short")
-    yield derived.open(index, bytes(pending))
-
-
 class _Derived:
     """The cipher and what else one salt and context give."""
 
@@ -184,12 +134,6 @@ class _Derived:
 
     def nonce(self, index: int) -> bytes:
         return (self._base_nonce ^ index).to_bytes(_NONCE_BYTES, "big")
-
-    def open(self, index: int, chunk: bytes) -> bytes:
-        try:
-            return self.cipher.decrypt(self.nonce(index), chunk, None)
-        except InvalidTag as exc:
-            raise SealedError("the sealed bytes do not authenticate") from exc
 
 
 def _derive(key: bytes, context: bytes, salt: bytes, parameters: _Parameters) -> _Derived:

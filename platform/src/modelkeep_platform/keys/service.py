@@ -19,7 +19,7 @@ from modelkeep_platform.keys.roots.port import RootKey
 from modelkeep_platform.keys.sealed import KEY_BYTES, open_sealed, seal
 from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.tables.keys import wrapped_deks, wrapped_keks
-from modelkeep_platform.storage.transactions import PlatformTransaction, System, TenantTransaction
+from modelkeep_platform.storage.transactions import PlatformTransaction, Row, System, TenantTransaction
 
 _CACHED_KEYS: Final = 4096
 _DESTROYED_KEYS: Final = 65_536
@@ -151,14 +151,21 @@ class KeyService:
         row = tx.first(tx.select(wrapped_keks).order_by(wrapped_keks.c.version.desc()).limit(1))
         if row is None:
             raise IntegrityError("the tenant has no key", code="key_missing")
-        bound = kek_context(owner, version=row["version"], root_id=row["root_id"])
-        return row["version"], self._root.unwrap(row["wrapped"], bound)
+        return row["version"], self._unwrap(owner, row)
 
     def _kek(self, tx: TenantTransaction, owner: TenantId, version: int) -> SecretBytes:
         row = tx.first(tx.select(wrapped_keks).where(wrapped_keks.c.version == version))
         if row is None:
             raise IntegrityError("the tenant has no key of that version", code="key_missing")
-        return self._root.unwrap(row["wrapped"], kek_context(owner, version=version, root_id=row["root_id"]))
+        return self._unwrap(owner, row)
+
+    def _unwrap(self, owner: TenantId, row: Row) -> SecretBytes:
+        if row["root_id"] != self._root.id:
+            raise IntegrityError(
+                "the tenant's key was wrapped by another root key; start the server with that one",
+                code="root_key_other",
+            )
+        return self._root.unwrap(row["wrapped"], kek_context(owner, version=row["version"], root_id=row["root_id"]))
 
 
 def _owned(tx: Transaction, owner: TenantId) -> TenantTransaction:

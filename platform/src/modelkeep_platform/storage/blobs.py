@@ -12,19 +12,32 @@ from pathlib import Path
 from typing import Final, Protocol
 
 import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.exceptions import NotFoundError as ObstoreNotFoundError
 from obstore.store import LocalStore
 
-from modelkeep_platform.core.errors import IntegrityError
+from modelkeep_platform.core.errors import IntegrityError, UnavailableError
 
 _KEY: Final = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9._-]*/)*[A-Za-z0-9_-][A-Za-z0-9._-]*\Z")
 
 
+class StorageError(UnavailableError):
+    """The store did not read or write: a broken disk, a full one, an unreachable service."""
+
+    code = "storage_failed"
+
+
 class BlobStore(Protocol):
-    """Where sealed bytes lie."""
+    """Where sealed bytes lie. Every method raises `StorageError` when the store itself fails."""
 
     def put(self, key: str, data: bytes) -> None:
         """Store `data` durably, replacing what was there."""
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Store `data` durably unless there is a blob already; return whether it was stored.
+
+        Of two that create one key at once, one stores. What was there is durable when this returns, too.
+        """
 
     def get(self, key: str) -> bytes:
         """Return the bytes.
@@ -56,8 +69,50 @@ class LocalBlobs:
         self._store = LocalStore(str(folder), automatic_cleanup=True)
 
     def put(self, key: str, data: bytes) -> None:
-        """Store `data` durably, replacing what was there."""
-        obstore.put(self._store, _checked(key), data, use_multipart=False)
+        """Store `data` durably, replacing what was there; raises StorageError."""
+        with _translated():
+            obstore.put(self._store, _checked(key), data, use_multipart=False)
+            self._sync(key)
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Store `data` durably unless there is a blob already; return whether it was stored; raises StorageError."""
+        with _translated():
+            try:
+                obstore.put(self._store, _checked(key), data, use_multipart=False, mode="create")
+                stored = True
+            except AlreadyExistsError:
+                stored = False
+            # Also what was there: who made it may have died before syncing it.
+            self._sync(key)
+        return stored
+
+    def get(self, key: str) -> bytes:
+        """Return the bytes; raises IntegrityError when there are none, StorageError when they cannot be read."""
+        with _translated():
+            try:
+                return obstore.get(self._store, _checked(key)).bytes().to_bytes()
+            except (ObstoreNotFoundError, FileNotFoundError) as exc:
+                message = "a stored object is missing; the operator should restore it from a backup"
+                raise IntegrityError(message, code="blob_missing") from exc
+
+    def delete(self, key: str) -> None:
+        """Delete one blob; none is no error; raises StorageError."""
+        with _translated(), contextlib.suppress(ObstoreNotFoundError, FileNotFoundError):
+            obstore.delete(self._store, _checked(key))
+
+    def delete_prefix(self, prefix: str) -> None:
+        """Delete every blob below `prefix/`; none is no error; raises StorageError."""
+        for key in list(self.keys(prefix)):
+            self.delete(key)
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        """Yield the keys below `prefix/`; raises StorageError."""
+        with _translated():
+            for page in obstore.list(self._store, prefix=_checked(prefix)):
+                for item in page:
+                    yield item["path"]
+
+    def _sync(self, key: str) -> None:
         path = self._folder / key
         _fsync(path)
         for folder in path.parents:
@@ -65,29 +120,13 @@ class LocalBlobs:
             if folder == self._folder:
                 break
 
-    def get(self, key: str) -> bytes:
-        """Return the bytes; raises IntegrityError when there are none."""
-        try:
-            return obstore.get(self._store, _checked(key)).bytes().to_bytes()
-        except (ObstoreNotFoundError, FileNotFoundError) as exc:
-            message = "a stored object is missing; the operator should restore it from a backup"
-            raise IntegrityError(message, code="blob_missing") from exc
 
-    def delete(self, key: str) -> None:
-        """Delete one blob; none is no error."""
-        with contextlib.suppress(ObstoreNotFoundError, FileNotFoundError):
-            obstore.delete(self._store, _checked(key))
-
-    def delete_prefix(self, prefix: str) -> None:
-        """Delete every blob below `prefix/`; none is no error."""
-        for key in list(self.keys(prefix)):
-            self.delete(key)
-
-    def keys(self, prefix: str) -> Iterator[str]:
-        """Yield the keys below `prefix/`."""
-        for page in obstore.list(self._store, prefix=_checked(prefix)):
-            for item in page:
-                yield item["path"]
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, BaseError) as exc:
+        raise StorageError("stored bytes could not be read or written; try again, and tell the operator") from exc
 
 
 def _checked(key: str) -> str:

@@ -52,11 +52,28 @@ class Artifacts:
     def put_part(
         self, owner: TenantId, object_id: ObjectId, version: int, purpose: Purpose, number: int, data: bytes
     ) -> None:
-        """Seal one part and store it durably."""
-        sealed = self._sealer.seal(
-            owner, object_id, data, purpose=purpose, version=version, name=_part(number), suite=Suite.LARGE
-        )
+        """Seal one part and store it durably, replacing what was there."""
+        sealed = self._seal_part(owner, object_id, version, purpose, number, data)
         self._blobs.put(_key(owner, object_id, version, purpose, _part(number)), sealed)
+
+    def add_part(
+        self, owner: TenantId, object_id: ObjectId, version: int, purpose: Purpose, number: int, data: bytes
+    ) -> bool:
+        """Seal one part and store it durably, unless the part has other bytes already.
+
+        Returns:
+            Whether the part holds `data` now. What does not authenticate (a torn write) holds nothing and is replaced.
+        """
+        sealed = self._seal_part(owner, object_id, version, purpose, number, data)
+        key = _key(owner, object_id, version, purpose, _part(number))
+        # INVARIANT: an authentic part is never replaced, however late a call arrives: a complete artifact stays whole.
+        if self._blobs.create(key, sealed):
+            return True
+        try:
+            return hmac.compare_digest(self.open_part(owner, object_id, version, purpose, number), data)
+        except IntegrityError:
+            self._blobs.put(key, sealed)
+            return True
 
     def open_part(self, owner: TenantId, object_id: ObjectId, version: int, purpose: Purpose, number: int) -> bytes:
         """Return one part's plaintext; raises IntegrityError."""
@@ -125,6 +142,13 @@ class Artifacts:
         manifest = Manifest(size, whole.hexdigest(), parts)
         self.put_manifest(owner, object_id, version, purpose, manifest)
         return manifest
+
+    def _seal_part(
+        self, owner: TenantId, object_id: ObjectId, version: int, purpose: Purpose, number: int, data: bytes
+    ) -> bytes:
+        return self._sealer.seal(
+            owner, object_id, data, purpose=purpose, version=version, name=_part(number), suite=Suite.LARGE
+        )
 
     def delete(self, owner: TenantId, object_id: ObjectId, version: int | None = None) -> None:
         """Delete the blobs of an object, or of one version of it."""

@@ -6,6 +6,7 @@ the principal that began an upload may go on with it; to everybody else it looks
 
 import hashlib
 import hmac
+import logging
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from sqlalchemy.exc import IntegrityError as DuplicateError
 from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.callers import TenantCaller
 from modelkeep_platform.core.decisions import Decision
-from modelkeep_platform.core.errors import ConflictError, TooLargeError, UnprocessableError
+from modelkeep_platform.core.errors import ConflictError, TooLargeError, UnavailableError, UnprocessableError
 from modelkeep_platform.core.ids import ObjectId, TenantId, new_object_id
 from modelkeep_platform.core.limits import MAX_PART_BYTES, MAX_PARTS, MAX_UPLOAD_BYTES, UPLOAD_EXPIRY_S
 from modelkeep_platform.core.ports import Authorizer, Clock, Entropy, Sealer, Transaction
@@ -32,6 +33,9 @@ from modelkeep_platform.uploads.artifacts import Artifacts, Manifest, PartDigest
 _SHA256: Final = re.compile(r"[0-9a-f]{64}\Z")
 MAX_OPEN_UPLOADS: Final = 64
 OPEN, COMPLETE, ABORTED = "open", "complete", "aborted"
+_ENDING: Final = "ending"
+"""Given up, but its bytes may still be there: `expire` goes on where a crash or a broken disk stopped."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,29 +198,47 @@ class UploadService:
         known = self._known_digest(decision, upload, number)
         if known is not None:
             if known != digest.hexdigest():
-                raise ConflictError(f"part {number} was sent before with other bytes", code="part_conflict")
+                raise _part_conflict(number)
             return PartReceipt(number=number, received=len(upload.received))
         # Rule 5: the sealed bytes are durable before the row says that the part is there.
-        self.artifacts.put_part(upload.owner, upload.object_id, upload.version, upload.purpose, number, data)
+        if not self.artifacts.add_part(upload.owner, upload.object_id, upload.version, upload.purpose, number, data):
+            raise _part_conflict(number)
         return self._note_part(decision, upload, PartDigest(len(data), digest.hexdigest()), number)
 
     def abort(self, caller: TenantCaller, upload_id: str) -> None:
-        """Give up an upload; its parts are deleted, its object never becomes visible."""
+        """Give up an upload; its parts are deleted, its object never becomes visible.
+
+        Raises:
+            NotFoundError: there is no such upload for this caller.
+            ConflictError: it has ended.
+            UnavailableError: it was given up, but not all its bytes could be deleted; `expire` tries again.
+        """
         upload, decision = self._require(caller, upload_id)
         self._check_open(upload)
         with self._database.tenant(upload.owner, by=decision) as tx:
-            self._end(tx, upload, ABORTED)
-        self.artifacts.delete(upload.owner, upload.object_id, upload.version)
+            if not self._give_up(tx, upload.id):
+                raise _ended()
+        self._clear(upload.owner, upload.id, upload.object_id, upload.version)
 
     def expire(self) -> int:
-        """Give up every upload whose time is over; return how many."""
+        """Give up every upload whose time is over and delete what is left of those given up; return how many."""
+        over = sa.and_(uploads.c.state == OPEN, uploads.c.expires_at < self._clock.now_s())
         with self._database.platform(read_only=True) as tx:
-            rows = tx.all(sa.select(uploads).where(uploads.c.state == OPEN, uploads.c.expires_at < self._clock.now_s()))
-        for row in rows:
-            with self._database.tenant(row["tenant_id"], by=System(reason="expire an upload")) as tx:
-                self._end(tx, _upload(tx, row), ABORTED)
-            self.artifacts.delete(row["tenant_id"], ObjectId(row["object_id"]), row["version"])
-        return len(rows)
+            rows = tx.all(sa.select(uploads).where(sa.or_(over, uploads.c.state == _ENDING)))
+        return sum(self._expire(row) for row in rows)
+
+    def _expire(self, row: Row) -> bool:
+        owner, upload_id = TenantId(row["tenant_id"]), row["id"]
+        if row["state"] == OPEN:
+            with self._database.tenant(owner, by=System(reason="expire an upload")) as tx:
+                if not self._give_up(tx, upload_id):
+                    return False
+        try:
+            self._clear(owner, upload_id, ObjectId(row["object_id"]), row["version"])
+        except UnavailableError:
+            _log.warning("the bytes of upload %s could not be deleted; it is tried again", upload_id)
+            return False
+        return True
 
     def check_complete(self, caller: TenantCaller, upload_id: str) -> Upload:
         """Check that every part is there and that together they have the declared digest; seal the manifest.
@@ -226,7 +248,7 @@ class UploadService:
             ConflictError: parts are missing; `details["missing"]` names the first of them.
             UnprocessableError: the whole has another digest.
         """
-        upload, decision = self._require(caller, upload_id)
+        upload, _ = self._require(caller, upload_id)
         self._check_open(upload)
         absent = sorted(set(range(upload.parts)) - set(upload.received))
         if absent:
@@ -235,20 +257,16 @@ class UploadService:
                 code="upload_incomplete",
                 details={"missing": absent[:100]},
             )
-        with self._database.tenant(upload.owner, by=decision, read_only=True) as tx:
-            rows = tx.all(
-                tx.select(upload_parts).where(upload_parts.c.upload_id == upload.id).order_by(upload_parts.c.number)
-            )
-        whole = hashlib.sha256()
+        # The manifest names the bytes that were opened, whatever the rows say of them.
+        whole, parts = hashlib.sha256(), []
         for number in range(upload.parts):
-            whole.update(
-                self.artifacts.open_part(upload.owner, upload.object_id, upload.version, upload.purpose, number)
-            )
+            part = self.artifacts.open_part(upload.owner, upload.object_id, upload.version, upload.purpose, number)
+            whole.update(part)
+            parts.append(PartDigest(len(part), hashlib.sha256(part).hexdigest()))
         if whole.hexdigest() != upload.sha256:
             raise UnprocessableError(
                 "the whole does not have the digest declared; upload it again", code="digest_mismatch"
             )
-        parts = [PartDigest(row["size_bytes"], row["sha256"]) for row in rows]
         manifest = Manifest(upload.size_bytes, upload.sha256, parts)
         self.artifacts.put_manifest(upload.owner, upload.object_id, upload.version, upload.purpose, manifest)
         return upload
@@ -263,7 +281,7 @@ class UploadService:
             tx.update(uploads).where(uploads.c.id == upload_id, uploads.c.state == OPEN).values(state=COMPLETE)
         )
         if not changed:
-            raise ConflictError("the upload has ended", code="upload_ended")
+            raise _ended()
         tx.change(tx.delete(upload_parts).where(upload_parts.c.upload_id == upload_id))
 
     def read(self, owner: TenantId, object_id: ObjectId, version: int, purpose: Purpose) -> Iterator[bytes]:
@@ -302,7 +320,7 @@ class UploadService:
 
     def _check_open(self, upload: Upload) -> None:
         if upload.state != OPEN or upload.expires_at < self._clock.now_s():
-            raise ConflictError("the upload has ended; begin a new one", code="upload_ended")
+            raise _ended()
 
     def _known_digest(self, decision: Decision, upload: Upload, number: int) -> str | None:
         with self._database.tenant(upload.owner, by=decision, read_only=True) as tx:
@@ -314,23 +332,48 @@ class UploadService:
     def _note_part(self, decision: Decision, upload: Upload, part: PartDigest, number: int) -> PartReceipt:
         try:
             with self._database.tenant(upload.owner, by=decision) as tx:
-                tx.insert(
-                    upload_parts, upload_id=upload.id, number=number, size_bytes=part.size_bytes, sha256=part.sha256
-                )
+                row = tx.first(tx.select(uploads, uploads.c.state).where(uploads.c.id == upload.id))
+                state = None if row is None else row["state"]
+                if state == OPEN:
+                    tx.insert(
+                        upload_parts, upload_id=upload.id, number=number, size_bytes=part.size_bytes, sha256=part.sha256
+                    )
                 count = tx.first(
                     tx.select(upload_parts, sa.func.count().label("n")).where(upload_parts.c.upload_id == upload.id)
                 )
         except DuplicateError as exc:
             if self._known_digest(decision, upload, number) != part.sha256:
-                raise ConflictError(
-                    f"part {number} was sent twice at once with other bytes; abort the upload", code="part_conflict"
-                ) from exc
+                raise _part_conflict(number) from exc
             return PartReceipt(number=number, received=len(upload.received))
+        if state != OPEN:
+            if state != COMPLETE:
+                # Given up while the part was stored: whoever gave it up may have deleted its bytes before these came.
+                self.artifacts.delete(upload.owner, upload.object_id, upload.version)
+            raise _ended()
         return PartReceipt(number=number, received=0 if count is None else count["n"])
 
-    def _end(self, tx: TenantTransaction, upload: Upload, state: str) -> None:
-        tx.change(tx.update(uploads).where(uploads.c.id == upload.id, uploads.c.state == OPEN).values(state=state))
-        tx.change(tx.delete(upload_parts).where(upload_parts.c.upload_id == upload.id))
+    def _give_up(self, tx: TenantTransaction, upload_id: str) -> bool:
+        """Give an open upload up; return False when it was completed or given up meanwhile."""
+        where = (uploads.c.id == upload_id, uploads.c.state == OPEN)
+        # INVARIANT: the bytes of an upload are deleted only after this row says that it never becomes visible.
+        if not tx.change(tx.update(uploads).where(*where).values(state=_ENDING)):
+            return False
+        tx.change(tx.delete(upload_parts).where(upload_parts.c.upload_id == upload_id))
+        return True
+
+    def _clear(self, owner: TenantId, upload_id: str, object_id: ObjectId, version: int) -> None:
+        self.artifacts.delete(owner, object_id, version)
+        with self._database.tenant(owner, by=System(reason="note that an upload's bytes are gone")) as tx:
+            tx.change(tx.update(uploads).where(uploads.c.id == upload_id).values(state=ABORTED))
+
+
+def _ended() -> ConflictError:
+    return ConflictError("the upload has ended; begin a new one", code="upload_ended")
+
+
+def _part_conflict(number: int) -> ConflictError:
+    message = f"part {number} was sent before with other bytes; abort the upload and begin a new one"
+    return ConflictError(message, code="part_conflict")
 
 
 def _upload(tx: TenantTransaction, row: Row) -> Upload:
@@ -354,7 +397,7 @@ def _upload(tx: TenantTransaction, row: Row) -> Upload:
         part_bytes=MAX_PART_BYTES,
         parts=parts,
         received=tuple(part["number"] for part in received),
-        state=row["state"],
+        state=ABORTED if row["state"] == _ENDING else row["state"],
         expires_at=row["expires_at"],
         principal=row["principal"],
     )

@@ -6,6 +6,7 @@ can open everything. The file is the one place where a key lies unsealed.
 
 import hashlib
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Final, Self
@@ -17,6 +18,8 @@ from modelkeep_platform.keys.sealed import KEY_BYTES, open_sealed, seal
 
 _HEADER: Final = "modelkeep-root-key-v1 "
 _MODE: Final = 0o600
+_FILE: Final = re.compile(rb"modelkeep-root-key-v1 (?P<key>[0-9A-Fa-f]{64})\s*")
+_MOST_BYTES: Final = 256
 
 
 class RootKeyError(PlatformError):
@@ -56,10 +59,14 @@ class FileRootKey:
             raise ConflictError(
                 "there is a root key file already; it is never overwritten", code="root_key_exists"
             ) from exc
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(f"{_HEADER}{key.reveal().hex()}\n")
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with os.fdopen(descriptor, "w", encoding="ascii") as file:
+                file.write(f"{_HEADER}{key.reveal().hex()}\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            path.unlink()  # half a key, ours alone: left there, it would stop the next `init`
+            raise
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(folder)
@@ -88,18 +95,16 @@ class FileRootKey:
             raise RootKeyError(
                 "the root key file cannot be opened; restore it from its offline copy, as a plain file"
             ) from exc
-        with os.fdopen(descriptor, encoding="ascii", errors="replace") as file:
-            status = os.fstat(file.fileno())
+        try:
+            status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode) or status.st_mode & 0o077 or status.st_uid != os.geteuid():
                 raise RootKeyError("the root key file is open to others; give it to the server's user and mode 0600")
-            text = file.read(256)
-        try:
-            key = bytes.fromhex(text.removeprefix(_HEADER).strip())
-        except ValueError:
-            key = b""
-        if not text.startswith(_HEADER) or len(key) != KEY_BYTES:
+            found = _FILE.fullmatch(os.read(descriptor, _MOST_BYTES))
+        finally:
+            os.close(descriptor)
+        if found is None:
             raise RootKeyError("the root key file is damaged; restore it from its offline copy")
-        return cls(SecretBytes(key))
+        return cls(SecretBytes(bytes.fromhex(found["key"].decode("ascii"))))
 
     @property
     def id(self) -> str:
