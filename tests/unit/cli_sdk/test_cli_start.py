@@ -1,5 +1,6 @@
 """The surface: quick to start, helpful, `--json` everywhere, secrets never arguments, all of it in the docs."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -68,6 +69,13 @@ def test_every_command_and_option_is_in_the_reference(path: tuple[str, ...], com
     for parameter in command.params:
         if isinstance(parameter, click.Option):
             assert f"`{parameter.opts[0]}`" in section
+
+
+def test_a_locale_without_the_letters_is_no_reason_to_fail() -> None:
+    code = "from modelkeep.cli.main import main; main()"
+    args = [sys.executable, "-c", code, "datasets", "upload", "--help"]
+    shown = subprocess.run(args, capture_output=True, check=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert b"?." in shown.stdout
 
 
 def test_a_wrong_option_is_status_2() -> None:

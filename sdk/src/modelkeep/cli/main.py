@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from pathlib import Path
 
 import click
@@ -36,6 +38,8 @@ def main(
     unsafe_allow_http: bool,
 ) -> None:
     """Use a Modelkeep platform: log in, upload, train, predict, govern, and check the log."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a name that the locale cannot write is no reason to fail
     ctx.obj = Context(
         server=server,
         profile=profile,
