@@ -74,7 +74,7 @@ def test_every_command_and_option_is_in_the_reference(path: tuple[str, ...], com
 def test_a_locale_without_the_letters_is_no_reason_to_fail() -> None:
     code = "from modelkeep.cli.main import main; main()"
     args = [sys.executable, "-c", code, "datasets", "upload", "--help"]
-    shown = subprocess.run(args, capture_output=True, check=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    shown = subprocess.run(args, capture_output=True, check=True, env={**os.environ, "PYTHONIOENCODING": "latin-1"})
     assert b"?." in shown.stdout
 
 
