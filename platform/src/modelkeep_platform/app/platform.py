@@ -20,6 +20,7 @@ from modelkeep_platform.audit.log import AuditLog
 from modelkeep_platform.audit.refusals import RefusalNotes
 from modelkeep_platform.audit.service import AuditService
 from modelkeep_platform.core.errors import ModelkeepError
+from modelkeep_platform.core.events import Event
 from modelkeep_platform.core.ids import PLATFORM
 from modelkeep_platform.core.limits import MIB
 from modelkeep_platform.core.refs import Kind
@@ -310,6 +311,11 @@ class Platform:
         self._integrator.close()
         self.epoch.close()
         self._database.close()
+
+    def record(self, event: Event) -> None:
+        """Record what an operator's command did."""
+        with self._database.platform() as tx:
+            self._audit_log.record(tx, event)
 
     def create_operator(self) -> tuple[str, str]:
         """Make the operator's client; return its id and secret, which is kept as a hash only."""

@@ -4,6 +4,7 @@ On SIGTERM no new connection is taken, running requests and predictions finish (
 interrupted with what they ran charged, what the log still holds is written, and the heartbeat goes.
 """
 
+import signal
 import socket
 from pathlib import Path
 
@@ -62,6 +63,10 @@ def serve(
             options += ("--tls-cert", str(tls_cert), "--tls-key", str(tls_key))
         Supervisor(data=data, listener=listener, options=options, count=workers).run()
         return
+    # Uvicorn raises the signal that stopped it once more when it is done; it must not end the process before the rest
+    # is closed.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
     platform = Platform(data=data.resolve(), settings=settings)
     platform.start()
     try:

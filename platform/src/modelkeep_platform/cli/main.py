@@ -116,6 +116,14 @@ def migrate(data: Path) -> None:
     click.echo(f"The database is at revision {installation.migrate(data)}.")
 
 
+@main.command("openapi")
+def openapi_document() -> None:
+    """Print the OpenAPI document of the management API; needs no installation."""
+    from modelkeep_platform.http.v1 import description
+
+    click.echo(json.dumps(description(), indent=1, sort_keys=True, ensure_ascii=False))
+
+
 @main.group()
 def tenant() -> None:
     """Add and list tenants on this machine; while the server runs, use the SDK or `modelkeep tenants`."""
@@ -159,3 +167,91 @@ def audit_verify(data: Path) -> None:
     """Recompute the whole tree from the stored entries and compare it with the newest checkpoint."""
     size, note = administration.verify_log(data)
     click.echo(f"All {size} entries are those that the newest checkpoint commits to:\n\n{note}")
+
+
+@audit.command("checkpoint")
+@_DATA
+@_explained
+def audit_checkpoint(data: Path) -> None:
+    """Print the newest signed checkpoint; keep it elsewhere, it shows what a restored backup has lost."""
+    from modelkeep_platform.app.backup import newest_checkpoint
+
+    click.echo(newest_checkpoint(data), nl=False)
+
+
+_FOLDER = click.Path(path_type=Path, file_okay=False)
+_FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+@main.command()
+@_DATA
+@click.option("--out", type=_FOLDER, required=True, help="The folder to make.")
+@click.option("--keys", type=_FILE, required=True, help="The file to make for the wrapped keys; keep it apart.")
+@_explained
+def backup(data: Path, out: Path, keys: Path) -> None:
+    """Write a backup; the server may go on serving.
+
+    Three things are needed to open anything again: the backup, the file of wrapped keys, and the root key. Keep them
+    apart: a backup from which the keys were left out can be shredded by destroying that one file.
+    """
+    from modelkeep_platform.app.backup import backup as write
+
+    made = write(data, out=out, keys=keys)
+    click.echo(f"Wrote {made.files} files, {made.size_bytes} bytes, to {out}; the log had {made.log_size} entries.")
+    click.echo(f"The wrapped keys are in {keys}. Keep them, and the root key, apart from {out}.")
+
+
+@main.command()
+@click.argument("backup_folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--keys", type=click.Path(path_type=Path, exists=True, dir_okay=False), required=True, help="Its keys.")
+@click.option(
+    "--root-key", type=click.Path(path_type=Path, exists=True, dir_okay=False), required=True, help="The root."
+)
+@_DATA
+@_explained
+def restore(backup_folder: Path, keys: Path, root_key: Path, data: Path) -> None:
+    """Make an installation from a backup; private training stays frozen until `compare-budgets`."""
+    from modelkeep_platform.app.backup import restore as bring_back
+
+    made = bring_back(backup_folder, keys=keys, root_key=root_key, data=data)
+    click.echo(f"Restored to {data}; the log has {made.log_size} entries, {made.ended_jobs} jobs were ended.")
+    click.echo(f"{made.frozen_budgets} budgets are frozen. Get the newest checkpoint that anyone holds, then run")
+    click.echo(f"  modelkeep-platform compare-budgets --data {data} --checkpoint FILE")
+
+
+@main.command("compare-budgets")
+@_DATA
+@click.option("--checkpoint", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="The newest one held.")
+@click.option("--without-checkpoint", is_flag=True, help="Nobody holds one: frozen budgets count as exhausted.")
+@_explained
+def compare_budgets(data: Path, checkpoint: Path | None, *, without_checkpoint: bool) -> None:
+    """Compare a restored log with the newest checkpoint held elsewhere, and free its budgets or end them."""
+    from modelkeep_platform.app.backup import compare
+
+    if (checkpoint is None) != without_checkpoint:
+        raise click.UsageError("give --checkpoint, or say --without-checkpoint")
+    if compare(data, checkpoint=checkpoint):
+        click.echo("The restored log contains the checkpoint: budgets are as they were, and training goes on.")
+    else:
+        click.echo("What was spent after the backup cannot be known: the frozen budgets count as exhausted.")
+
+
+@main.command()
+@_DATA
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_explained
+def doctor(data: Path, *, as_json: bool) -> None:
+    """Look the installation over and say how to mend what is wrong; status 1 when something is."""
+    from modelkeep_platform.app.doctor import Level, examine
+
+    found = examine(data)
+    if as_json:
+        shown = [{"level": str(one.level), "what": one.what, "advice": one.advice} for one in found]
+        click.echo(json.dumps(shown, indent=2))
+    else:
+        for one in found:
+            click.echo(f"{one.level:<5} {one.what}")
+            if one.advice:
+                click.echo(f"      {one.advice}")
+    if any(one.level is Level.BAD for one in found):
+        sys.exit(1)

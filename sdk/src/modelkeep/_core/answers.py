@@ -29,7 +29,7 @@ _BY_STATUS: Mapping[int, type[APIError]] = {
     409: ConflictError,
     429: RateLimitedError,
 }
-_BUDGET = "budget_exceeded"
+_BUDGET = frozenset({"budget_exceeded", "budget_frozen"})
 
 
 def is_success(response: Response) -> bool:
@@ -88,7 +88,7 @@ def error_of(response: Response) -> APIError:
     wait_s = retry_after_s(response)
     if wait_s is not None:
         details.setdefault("retry_after_s", wait_s)
-    kind = BudgetExceededError if code == _BUDGET else _kind(response.status)
+    kind = BudgetExceededError if code in _BUDGET else _kind(response.status)
     return kind(
         message or f"the server answered with status {response.status}",
         code=code or _DEFAULT_CODES.get(kind, "unknown"),

@@ -1,0 +1,208 @@
+"""The drill: back up while serving, lose everything, restore, and find every promise kept."""
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from modelkeep.errors import BudgetExceededError, RollbackError
+from modelkeep_platform.app.backup import BackedUp, backup, compare, newest_checkpoint, restore
+from modelkeep_platform.core.errors import ConflictError, IntegrityError, ModelkeepError
+from services.house import House, Installation, ServerThread, Tenant, job
+
+pytestmark = pytest.mark.e2e
+
+
+@dataclass(slots=True)
+class Drill:
+    """A backup taken while a server ran, and what was true then."""
+
+    made: Installation
+    acme: Tenant
+    out: Path
+    keys: Path
+    done: BackedUp
+    spent: float
+    checkpoint: str
+    later: str
+
+    def restore(self, folder: Path) -> Installation:
+        restored = Installation(folder, url=self.made.url, operator_secret=self.made.operator_secret)
+        restore(self.out, keys=self.keys, root_key=self.made.folder / "root.key", data=restored.data)
+        return restored
+
+    def write(self, folder: Path, note: str) -> Path:
+        path = folder / "checkpoint.txt"
+        path.write_text(note)
+        return path
+
+
+@pytest.fixture(scope="module")
+def drill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drill]:
+    folder = Path(tmp_path_factory.mktemp("drill"))
+    house = House(folder)
+    house.fill()
+    app = house.acme.clients["developer"]
+    app.jobs.wait(app.jobs.create(job()).id)
+    house.acme.admin.audit.verify()
+    checkpoint = newest_checkpoint(house.made.data)
+    spent = app.budgets.get("rows").epsilon_spent
+    out, keys = folder / "backup", folder / "elsewhere" / "keys.json"
+    done = backup(house.made.data, out=out, keys=keys)
+    # What comes after the backup and is lost with the disk.
+    app.jobs.wait(app.jobs.create(job(into="after")).id)
+    house.acme.admin.audit.verify()
+    later = newest_checkpoint(house.made.data)
+    house.server.close()
+    yield Drill(house.made, house.acme, out, keys, done, spent, checkpoint, later)
+    for tenant in (house.acme, house.globex):
+        for client in (tenant.admin, *tenant.clients.values()):
+            client.close()
+    house.operator.close()
+
+
+def serve(restored: Installation, check: Callable[[], None]) -> None:
+    server = ServerThread(restored)
+    try:
+        check()
+    finally:
+        server.close()
+
+
+def test_the_backup_holds_no_key(drill: Drill) -> None:
+    wrapped = [row["wrapped"] for row in json.loads(drill.keys.read_bytes())]
+    assert len(wrapped) == 3
+    connection = sqlite3.connect(drill.out / "platform.db")
+    assert connection.execute("SELECT count(*) FROM wrapped_keks").fetchone() == (0,)
+    connection.close()
+    import base64
+
+    for path in drill.out.rglob("*"):
+        content = path.read_bytes() if path.is_file() else b""
+        assert not any(base64.b64decode(one) in content for one in wrapped), path
+
+
+def test_everything_promised_is_there_and_training_waits(drill: Drill, tmp_path: Path) -> None:
+    restored = drill.restore(tmp_path)
+    app = drill.acme.clients["developer"]
+
+    def check() -> None:
+        assert app.predict("model", [[1.0, 1.0]]) == [[3.5, 6.5]]
+        assert app.models.get("trained").latest_version == 1
+        assert app.budgets.get("rows").epsilon_spent == drill.spent
+        with pytest.raises(BudgetExceededError) as caught:
+            app.jobs.create(job(into="again", privacy={"epsilon": 0.3, "clip_norm": 1.0}))
+        assert caught.value.code == "budget_frozen"
+        public = app.jobs.create(job(dataset="open", privacy=None, into="public"))
+        assert app.jobs.wait(public.id).state == "succeeded"
+
+    serve(restored, check)
+
+
+def test_a_client_with_a_later_checkpoint_finds_out(drill: Drill, tmp_path: Path) -> None:
+    restored = drill.restore(tmp_path)
+
+    def check() -> None:
+        with pytest.raises(RollbackError):
+            drill.acme.admin.audit.verify()
+
+    serve(restored, check)
+
+
+def test_a_checkpoint_that_the_log_contains_frees_the_budgets(drill: Drill, tmp_path: Path) -> None:
+    restored = drill.restore(tmp_path)
+    assert compare(restored.data, checkpoint=drill.write(tmp_path, drill.checkpoint)) is True
+    app = drill.acme.clients["developer"]
+
+    def check() -> None:
+        again = app.jobs.create(job(into="again", privacy={"epsilon": 0.3, "clip_norm": 1.0}))
+        assert app.jobs.wait(again.id).state == "succeeded"
+        assert app.budgets.get("rows").epsilon_spent > drill.spent
+
+    serve(restored, check)
+    with pytest.raises(ConflictError) as caught:
+        compare(restored.data, checkpoint=drill.write(tmp_path, drill.checkpoint))
+    assert caught.value.error_code == "nothing_restored"
+
+
+@pytest.mark.parametrize("with_later", [True, False], ids=["a later checkpoint", "no checkpoint"])
+def test_what_may_be_lost_counts_as_spent(drill: Drill, tmp_path: Path, with_later: bool) -> None:
+    restored = drill.restore(tmp_path)
+    note = drill.write(tmp_path, drill.later) if with_later else None
+    assert compare(restored.data, checkpoint=note) is False
+    app = drill.acme.clients["developer"]
+
+    def check() -> None:
+        with pytest.raises(BudgetExceededError) as caught:
+            app.jobs.create(job(privacy={"epsilon": 0.3, "clip_norm": 1.0}))
+        assert (caught.value.code, caught.value.details["reason"]) == ("budget_frozen", "exhausted")
+
+    serve(restored, check)
+
+
+def test_a_forged_checkpoint_frees_nothing(drill: Drill, tmp_path: Path) -> None:
+    restored = drill.restore(tmp_path)
+    lines = drill.checkpoint.splitlines(keepends=True)
+    for forged in (
+        drill.checkpoint.replace(lines[0], "another-log\n", 1),
+        drill.checkpoint.replace(lines[1], "1\n", 1),
+        drill.checkpoint[:-8],
+        "",
+    ):
+        with pytest.raises(ModelkeepError):
+            compare(restored.data, checkpoint=drill.write(tmp_path, forged))
+    connection = sqlite3.connect(restored.data / "platform.db")
+    assert connection.execute("SELECT DISTINCT frozen FROM privacy_budgets").fetchall() == [("restored",)]
+    connection.close()
+
+
+def change_a_blob(out: Path) -> None:
+    blob = next(path for path in sorted((out / "blobs").rglob("*")) if path.is_file())
+    content = bytearray(blob.read_bytes())
+    content[60] ^= 1
+    blob.write_bytes(content)
+
+
+def drop_a_blob(out: Path) -> None:
+    next(path for path in sorted((out / "blobs").rglob("*")) if path.is_file()).unlink()
+
+
+def change_the_database(out: Path) -> None:
+    connection = sqlite3.connect(out / "platform.db")
+    connection.execute("UPDATE privacy_budgets SET charged = reserved")
+    connection.commit()
+    connection.close()
+
+
+def point_outside(out: Path) -> None:
+    manifest = json.loads((out / "backup.json").read_bytes())
+    manifest["files"]["../root.key"] = "0" * 64
+    (out / "backup.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("harm", [change_a_blob, drop_a_blob, change_the_database, point_outside])
+def test_a_backup_that_was_changed_is_refused(drill: Drill, tmp_path: Path, harm: Callable[[Path], None]) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(drill.out, copy)
+    harm(copy)
+    with pytest.raises(IntegrityError) as caught:
+        restore(copy, keys=drill.keys, root_key=drill.made.folder / "root.key", data=tmp_path / "data")
+    assert caught.value.error_code == "backup_damaged"
+    assert not (tmp_path / "data").exists()
+
+
+def test_nothing_is_overwritten(drill: Drill, tmp_path: Path) -> None:
+    for out, keys in (
+        (drill.out, tmp_path / "k"),
+        (tmp_path / "b", drill.keys),
+        (tmp_path / "b", tmp_path / "b" / "k"),
+    ):
+        with pytest.raises(ConflictError):
+            backup(drill.made.data, out=out, keys=keys)
+    with pytest.raises(ConflictError):
+        restore(drill.out, keys=drill.keys, root_key=drill.made.folder / "root.key", data=drill.made.data)
