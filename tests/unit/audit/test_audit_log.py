@@ -8,13 +8,13 @@ import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from fakes.core import ACME, GLOBEX, FakeAuthorizer, FakeClock, FakeEntropy, FakeSealer, operator_caller, tenant_caller
+from fakes.audit import ORIGIN, Log, event
+from fakes.core import ACME, GLOBEX, FakeClock, operator_caller, tenant_caller
+from fakes.log import FakeSigner
 from modelkeep_platform.audit.checkpoint import Checkpoint, CheckpointError, sign, verify
-from modelkeep_platform.audit.entries import AUDIT_KEY
-from modelkeep_platform.audit.integrator import LEASE_S, Integrator
-from modelkeep_platform.audit.log import MAX_QUEUED, AuditLog
+from modelkeep_platform.audit.integrator import LEASE_S
+from modelkeep_platform.audit.log import MAX_QUEUED
 from modelkeep_platform.audit.merkle import ProofError, verify_consistency, verify_inclusion
-from modelkeep_platform.audit.service import AuditService
 from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.callers import Role
 from modelkeep_platform.core.errors import (
@@ -24,71 +24,15 @@ from modelkeep_platform.core.errors import (
     UnavailableError,
     UnprocessableError,
 )
-from modelkeep_platform.core.events import Event, Outcome
-from modelkeep_platform.core.ids import PLATFORM, ObjectId
-from modelkeep_platform.core.refs import Kind, ResourceRef
+from modelkeep_platform.core.ids import PLATFORM
 from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.pages import PageRequest
 from modelkeep_platform.storage.tables.audit import audit_entries, audit_nodes
-
-ORIGIN = "modelkeep.test/log"
-MODEL = ResourceRef(owner=ACME, kind=Kind.MODEL, object_id=ObjectId("mdl_1"))
-
-
-class FakeSigner:
-    def __init__(self) -> None:
-        self._key = Ed25519PrivateKey.from_private_bytes(bytes(32))
-
-    def public_key(self) -> bytes:
-        return self._key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
-
-    def sign(self, message: bytes) -> bytes:
-        return self._key.sign(message)
-
-
-class Log:
-    def __init__(self, database: Database, clock: FakeClock) -> None:
-        self.database, self.clock = database, clock
-        self.entropy = FakeEntropy(7)
-        self.sealer = FakeSealer()
-        self.sealer.keys |= {(ACME, AUDIT_KEY), (GLOBEX, AUDIT_KEY), (PLATFORM, AUDIT_KEY)}
-        self.signer = FakeSigner()
-        self.log = AuditLog(database=database, sealer=self.sealer, clock=clock, entropy=self.entropy)
-        self.integrator = self.new_integrator()
-        self.service = AuditService(
-            database=database,
-            authorizer=FakeAuthorizer(
-                lambda caller, *_: not hasattr(caller, "roles") or Role.ANALYST not in caller.roles
-            ),
-            sealer=self.sealer,
-            signer=self.signer,
-            origin=ORIGIN,
-        )
-
-    def new_integrator(self) -> Integrator:
-        return Integrator(
-            database=self.database, signer=self.signer, origin=ORIGIN, clock=self.clock, entropy=self.entropy
-        )
-
-    def record(self, event: Event) -> None:
-        with self.database.platform() as tx:
-            self.log.record(tx, event)
 
 
 @pytest.fixture
 def log(database: Database, clock: FakeClock) -> Log:
     return Log(database, clock)
-
-
-def event(**changes: object) -> Event:
-    values: dict[str, object] = {
-        "tenant": ACME,
-        "action": Action.MODEL_READ,
-        "outcome": Outcome.DONE,
-        "actor": tenant_caller(ACME, name="alice"),
-        "ref": MODEL,
-    }
-    return Event(**(values | changes))  # type: ignore[arg-type]
 
 
 def test_an_entry_is_readable_by_its_tenant_and_proven_in_the_checkpoint(log: Log) -> None:

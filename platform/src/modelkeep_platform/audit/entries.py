@@ -33,10 +33,6 @@ class Entry:
     salt: bytes
     body: bytes
 
-    def leaf_data(self) -> bytes:
-        """Return what the tree's leaf is the hash of."""
-        return leaf_data(self.salt, self.body)
-
 
 def leaf_data(salt: bytes, body: bytes) -> bytes:
     """Return ``0x01 || SHA-256(salt || body)``."""
