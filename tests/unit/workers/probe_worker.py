@@ -1,8 +1,10 @@
 """A worker for tests: does to itself what frames say. Started from its file: `python -I` finds no test modules."""
 
+import ctypes
 import os
 import resource
 import socket
+import tempfile
 import time
 from pathlib import Path
 
@@ -20,6 +22,8 @@ def state() -> dict[str, object]:
         "cwd": str(Path.cwd()),
         "descriptors": links,
         "session": os.getsid(0) == os.getpid(),
+        "dumpable": ctypes.CDLL(None).prctl(3, 0, 0, 0, 0),  # PR_GET_DUMPABLE
+        "tempdir": tempfile.gettempdir(),
         "no_new_privs": status["NoNewPrivs"].strip(),
         "limits": {
             name: list(resource.getrlimit(getattr(resource, f"RLIMIT_{name}")))
@@ -45,9 +49,38 @@ def write() -> None:
         file.write(b"x")
 
 
+def overwrite(path: str) -> str:
+    try:
+        with Path(path).open("r+b") as file:
+            file.write(b"x")
+    except OSError as exc:
+        return type(exc).__name__
+    return "done"
+
+
 def open_many() -> None:
     kept = [socket.socket() for _ in range(1000)]
     raise AssertionError(len(kept))
+
+
+def bomb() -> None:
+    kept = []
+    while True:
+        kept.append(bytearray(os.urandom(1 << 20)))
+
+
+def leave_child() -> int:
+    """Fork a child that outlives this process and its channel."""
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+        os._exit(0)
+    return child
+
+
+def flood(channel: SyncChannel) -> None:
+    while True:
+        channel.send(Frame(kind="outcome", id=99, buffers=[bytes(1 << 16)]))
 
 
 def main(channel: SyncChannel, limits: Limits) -> None:
@@ -66,6 +99,13 @@ def main(channel: SyncChannel, limits: Limits) -> None:
             case "close":
                 channel.close()
                 time.sleep(60)
+            case "bomb" | "flood":
+                bomb() if frame.kind == "bomb" else flood(channel)
+            case "leave_child":
+                channel.send(Frame(kind="child", fields={"pid": leave_child()}))
+                return
+            case "overwrite":
+                channel.send(Frame(kind="outcome", fields={"outcome": overwrite(frame.fields["path"])}))
             case "fault":
                 raise ValueError("a row: 4711")
             case kind:

@@ -66,6 +66,11 @@ def test_a_worker_inherits_one_socket_and_no_other_descriptor(tmp_path: Path) ->
     assert [link.partition(":")[0] for link in descriptors.values()] == ["socket"]
 
 
+def test_libraries_in_a_worker_are_told_of_no_temporary_folder(probe: Probe) -> None:
+    # They would look for one by writing a file, which fails, and with it their import.
+    assert probe[2].fields["tempdir"] == "/nonexistent"
+
+
 def test_limits_hold_hard(probe: Probe) -> None:
     assert probe[2].fields["limits"] == {
         "CORE": [0, 0],
@@ -152,6 +157,22 @@ def test_kill_ends_a_hanging_worker_and_may_be_called_again(probe: Probe) -> Non
     worker.kill()
     assert not worker.alive()
     assert time.monotonic() - began < 5
+
+
+def test_a_detached_channel_is_its_new_owners(probe: Probe) -> None:
+    worker, _, _ = probe
+    with worker.detach() as connection:
+        worker.kill()
+        with pytest.raises(WorkerDiedError):
+            SyncChannel(connection).receive(timeout_s=5)
+
+
+def test_killing_soon_needs_no_wait_and_tells_the_reason(probe: Probe) -> None:
+    worker, _, _ = probe
+    worker.kill_soon()
+    assert "signal SIGKILL" in str(worker.death())
+    worker.kill_soon()
+    assert not worker.alive()
 
 
 def test_a_command_that_cannot_start_is_a_worker_error() -> None:
