@@ -149,7 +149,7 @@ def call(http: httpx.Client, route: tuple[str, str], ids: Ids) -> httpx.Response
 def seen(answer: httpx.Response) -> tuple[object, ...]:
     """Return all that an answer shows, request id and date aside."""
     request_id = answer.headers["x-request-id"]
-    hidden = {"x-request-id", "date"}
+    hidden = {"x-request-id", "date", "ratelimit"}  # the last: where the caller stands, whatever it asked for
     headers = sorted((name, value) for name, value in answer.headers.items() if name not in hidden)
     text = answer.text.replace(request_id, "-")
     # A refusal may repeat the caller's own words; its length then is theirs, too.

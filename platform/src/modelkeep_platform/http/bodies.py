@@ -55,13 +55,13 @@ async def read_raw(headers: Headers, receive: Receive, *, limit_bytes: int, time
                 if size > limit_bytes:
                     raise _too_large(limit_bytes)
                 if declared is not None and size > declared:
-                    raise _length("the body is longer than its Content-Length")
+                    raise _length("there is more of it")
                 chunks.append(chunk)
                 more = message.get("more_body", False)
     except TimeoutError as exc:
         raise DeadlineError("the body did not arrive in time; send less at once", code="body_timeout") from exc
     if declared is not None and size != declared:
-        raise _length("the body is shorter than its Content-Length")
+        raise _length("there is less of it")
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
@@ -77,13 +77,13 @@ def _declared(headers: Headers) -> int | None:
         return None
     # Two different lengths are what request smuggling is made of.
     if len(found) > 1 or not all(value.isdigit() for value in found):
-        raise _length("the Content-Length is not one number")
+        raise _length("it is not one number")
     digits = found.pop().lstrip(b"0")
     return int(digits or b"0") if len(digits) <= _LENGTH_DIGITS else 10**_LENGTH_DIGITS
 
 
-def _length(message: str) -> MalformedError:
-    return MalformedError(message, code="invalid_length")
+def _length(what: str) -> MalformedError:
+    return MalformedError(f"the Content-Length is not that of the body: {what}", code="invalid_length")
 
 
 def _too_large(limit_bytes: int) -> TooLargeError:

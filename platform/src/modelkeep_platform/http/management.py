@@ -27,6 +27,7 @@ from modelkeep_platform.http.refusals import CALLER, Notes, noted
 from modelkeep_platform.http.routing import MAX_QUERY_CHARS, Call, Endpoint, Public, parse_body
 from modelkeep_platform.limits.service import RequestLimitError, RequestLimits
 from modelkeep_platform.limits.service import headers as limit_headers
+from modelkeep_platform.limits.windows import Standing
 
 UNACKNOWLEDGED: Final = "x-modelkeep-unacknowledged"
 """Names the server processes that had not seen a change within a second."""
@@ -115,6 +116,7 @@ class Management:
 
     async def _serve(self, endpoint: Endpoint, request: Request) -> Response:
         request_id: RequestId = request.scope["request_id"]
+        standing: Standing | None = None
         try:
             if isinstance(endpoint.guard, Public):
                 return await self._run(endpoint, request, None, request_id)
@@ -133,10 +135,10 @@ class Management:
                 route=f"{endpoint.method} {endpoint.path}",
             )
             response = error_response(answered, request_id=request_id, resource_metadata=self._metadata)
-            if not isinstance(exc, RequestLimitError):
-                return response
-            standing = exc.standing
-        response.headers.update(limit_headers(standing))
+            if isinstance(exc, RequestLimitError):
+                standing = exc.standing
+        if standing is not None:
+            response.headers.update(limit_headers(standing))
         return response
 
     async def _run(

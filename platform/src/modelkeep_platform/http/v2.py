@@ -183,7 +183,8 @@ class DataPlane:
             _method(scope["method"], "POST")
             return await self._infer(scope, receive, caller, name, version)
         _method(scope["method"], "GET")
-        servable = await self._servable(caller, name, version, Action.MODEL_READ)
+        # Whoever may predict may know what a prediction takes; and whoever may not has no business on this plane.
+        servable = await self._servable(caller, name, version, Action.MODEL_PREDICT)
         return 200, _metadata(name, servable) if verb == "" else _ready(name)
 
     async def _infer(
