@@ -361,6 +361,67 @@ def api_table() -> str:
     return table(["route", "does", "action", "answers"], rows)
 
 
+# --- sdk, decisions ---------------------------------------------------------------------------------
+
+
+def sdk() -> str:
+    """Return the SDK's public names: clients, nouns with their methods, errors, values."""
+    import modelkeep
+    import modelkeep.torch
+    from modelkeep import errors as sdk_errors
+    from modelkeep import types
+    from modelkeep._core.flows import Operation
+
+    parts = ["### `modelkeep`"]
+    rows = []
+    for name in sorted(modelkeep.__all__):
+        value = getattr(modelkeep, name)
+        if not inspect.ismodule(value) and name != "__version__":
+            rows.append([f"`{name}`", first(value.__doc__)])
+    parts.append(table(["name", "is"], rows))
+    client = modelkeep.Client("https://models.example", auth=None)
+    nouns = {"client": client, **{name: one for name, one in vars(client).items() if not name.startswith("_")}}
+    for noun, one in nouns.items():
+        found = {
+            name: value
+            for kind in reversed(type(one).__mro__)
+            for name, value in vars(kind).items()
+            if isinstance(value, Operation)
+        }
+        methods = [[f"`{name}{_signature(value)}`", first(value.__doc__)] for name, value in sorted(found.items())]
+        intro = "" if noun == "client" else f"\n\n{whole(type(one).__doc__)}"
+        parts += [f"### `{noun}`{intro}", table(["method", "does"], methods)]
+    client.close()
+    traced = [[f"`{name}`", first(getattr(modelkeep.torch, name).__doc__)] for name in sorted(modelkeep.torch.__all__)]
+    parts += ["### `modelkeep.torch`", table(["name", "is"], traced)]
+    kinds = [value for value in vars(sdk_errors).values() if isinstance(value, type) and issubclass(value, Exception)]
+    shown = [[f"`{kind.__name__}`", f"`{kind.__bases__[0].__name__}`", first(kind.__doc__)] for kind in kinds]
+    parts += ["### `modelkeep.errors`", table(["error", "is a", "means"], shown)]
+    values = [value for value in vars(types).values() if isinstance(value, type) and value.__module__ == types.__name__]
+    named = [[f"`{kind.__name__}`", ", ".join(_fields(kind)), first(kind.__doc__)] for kind in values]
+    parts += ["### `modelkeep.types`", table(["value", "fields", "is"], named)]
+    return "\n\n".join(parts)
+
+
+def _signature(operation: Any) -> str:
+    found = inspect.signature(operation)
+    kept = [one.replace(annotation=one.empty) for name, one in found.parameters.items() if name != "self"]
+    return str(inspect.Signature(kept))
+
+
+def _fields(kind: type) -> list[str]:
+    return [f"`{name}`" for name in getattr(kind, "__dataclass_fields__", getattr(kind, "__annotations__", {}))]
+
+
+def decisions() -> str:
+    """Return the list of decision records."""
+    rows = []
+    for path in sorted((ROOT / "docs" / "adr").glob("[0-9]*.md")):
+        number, _, title = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ").partition(": ")
+        rows.append([f"[{number}]({path.name})", title])
+    return table(["record", "decides"], rows)
+
+
 BLOCKS: Final[Mapping[str, tuple[str, Callable[[], str]]]] = {
     "settings": ("settings.md", settings),
     "modelkeep": ("cli.md", lambda: command(sdk_command, "modelkeep")),
@@ -369,6 +430,8 @@ BLOCKS: Final[Mapping[str, tuple[str, Callable[[], str]]]] = {
     "actions": ("policies.md", action_table),
     "operations": ("graph.md", operation_table),
     "routes": ("api.md", api_table),
+    "public names": ("sdk.md", sdk),
+    "records": ("../adr/README.md", decisions),
 }
 """Generated parts: which page each stands in and what makes it."""
 
