@@ -5,6 +5,7 @@ JSON, or a Starlette response. Bodies are read under a limit before anything is 
 authenticated before the body is read.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -78,8 +79,10 @@ class Call:
     @property
     def page(self) -> PageRequest:
         """Return the page asked for by `limit` and `cursor`."""
-        limit = self.integer("limit")
-        return PageRequest(limit=DEFAULT_PAGE if limit is None else limit, cursor=self.query.get("cursor"))
+        limit, cursor = self.integer("limit"), self.query.get("cursor")
+        if cursor is not None and not _CURSOR.match(cursor):
+            raise MalformedError("the cursor is not one that this platform gave out", code="invalid_page")
+        return PageRequest(limit=DEFAULT_PAGE if limit is None else limit, cursor=cursor)
 
     def integer(self, name: str) -> int | None:
         """Return the query parameter `name` as a number, or None when it is absent.
@@ -92,6 +95,7 @@ class Call:
 
 
 MAX_QUERY_CHARS: Final = 512
+_CURSOR: Final = re.compile(r"(?:[A-Za-z0-9_-]{4})*(?:[A-Za-z0-9_-]{2}==|[A-Za-z0-9_-]{3}=)?\Z")
 _MAX_DIGITS: Final = 15
 _INT64: Final = 1 << 63
 
