@@ -14,7 +14,9 @@ from fakes.sealed_room import BY, SealedRoom
 from modelkeep_platform.core.errors import IntegrityError
 from modelkeep_platform.core.ids import ObjectId, TenantId
 from modelkeep_platform.core.sealing import Purpose, Suite
+from modelkeep_platform.core.secrets import SecretBytes
 from modelkeep_platform.keys import service as module
+from modelkeep_platform.keys.context import kek_context
 from modelkeep_platform.keys.service import KeyService
 from modelkeep_platform.storage.tables.keys import wrapped_deks, wrapped_keks
 
@@ -231,9 +233,9 @@ def test_new_keys_are_wrapped_by_the_newest_of_the_tenants_keys(room: SealedRoom
     room.key_for(ONE)
     sealed = _seal(room)
     newer = KeyService(database=room.database, root=room.root, clock=room.clock, entropy=FakeEntropy(seed=5))
-    bound = module.kek_context(ACME, version=2, root_id=room.root.id)
+    bound = kek_context(ACME, version=2, root_id=room.root.id)
     with room.database.tenant(ACME, by=BY) as tx:
-        kek = module.SecretBytes(b"\x07" * 32)
+        kek = SecretBytes(b"\x07" * 32)
         tx.insert(wrapped_keks, version=2, root_id=room.root.id, wrapped=room.root.wrap(kek, bound), created_at=1)
         newer.create_key(tx, ACME, TWO)
     assert {row["object_id"]: row["kek_version"] for row in room.rows(wrapped_deks)} == {ONE: 1, TWO: 2}

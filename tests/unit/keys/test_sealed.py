@@ -50,7 +50,12 @@ def test_a_buffer_of_wider_items_is_sealed_by_its_bytes() -> None:
 def test_each_sealing_draws_a_salt_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     real = os.urandom
-    monkeypatch.setattr(os, "urandom", lambda count: (asked.append(count), real(count))[1])
+
+    def watched(count: int) -> bytes:
+        asked.append(count)
+        return real(count)
+
+    monkeypatch.setattr(os, "urandom", watched)
     once, again = (seal(KEY, b"c", b"same", suite=Suite.SMALL) for _ in range(2))
     assert asked == [SALT_BYTES, SALT_BYTES]
     assert once[:SALT_BYTES] != again[:SALT_BYTES]
@@ -103,7 +108,7 @@ def test_a_refusal_says_nothing_of_key_or_plaintext() -> None:
     data = bytearray(seal(KEY, place, secret + b"rest", suite=Suite.SMALL))
     data[-1] ^= 1
     with pytest.raises(SealedError) as raised:
-        open_sealed(KEY, place, data)
+        open_sealed(KEY, place, bytes(data))
     shown = "".join(traceback.format_exception(raised.value)) + repr(raised.value) + repr(raised.value.details)
     for hidden in (KEY.hex(), repr(KEY), "the plaintext of", "where it belongs"):
         assert hidden not in shown

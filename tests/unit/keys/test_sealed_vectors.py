@@ -77,7 +77,7 @@ def test_each_failure_is_refused_for_its_own_reason(vector: dict[str, Any], file
         data[vector["flip"]] ^= 1
     bound = canonical_bytes(*vector["context"]) if "context" in vector else CONTEXTS[vector["suite"]]
     with pytest.raises(SealedError) as raised:
-        open_sealed(OTHER_KEY if vector.get("key") == "other" else KEY, bound, data)
+        open_sealed(OTHER_KEY if vector.get("key") == "other" else KEY, bound, bytes(data))
     assert raised.value.error_code == "sealed_invalid"
     assert raised.value.message == KINDS[vector["kind"]]
 

@@ -206,18 +206,18 @@ class UploadService:
         return self._note_part(decision, upload, PartDigest(len(data), digest.hexdigest()), number)
 
     def abort(self, caller: TenantCaller, upload_id: str) -> None:
-        """Give up an upload; its parts are deleted, its object never becomes visible.
+        """Give up an upload; its parts are deleted, its object never becomes visible. Once more is no error.
 
         Raises:
             NotFoundError: there is no such upload for this caller.
-            ConflictError: it has ended.
+            ConflictError: it was completed.
             UnavailableError: it was given up, but not all its bytes could be deleted; `expire` tries again.
         """
         upload, decision = self._require(caller, upload_id)
-        self._check_open(upload)
-        with self._database.tenant(upload.owner, by=decision) as tx:
-            if not self._give_up(tx, upload.id):
-                raise _ended()
+        if upload.state != ABORTED:
+            with self._database.tenant(upload.owner, by=decision) as tx:
+                if not self._give_up(tx, upload.id):
+                    raise _ended()
         self._clear(upload.owner, upload.id, upload.object_id, upload.version)
 
     def expire(self) -> int:
@@ -298,9 +298,11 @@ class UploadService:
         """Make the data key of an object whose artifacts the platform will write."""
         self._sealer.create_key(tx, owner, object_id)
 
-    def forget(self, tx: Transaction, owner: TenantId, object_id: ObjectId) -> None:
-        """Destroy the object's data key in the transaction that deletes it."""
+    def forget(self, tx: TenantTransaction, owner: TenantId, object_id: ObjectId) -> None:
+        """Destroy the object's data key in the transaction that deletes it; give up its uploads under way."""
         self._sealer.destroy_key(tx, owner, object_id)
+        for row in tx.all(tx.select(uploads, uploads.c.id).where(uploads.c.object_id == object_id)):
+            self._give_up(tx, row["id"])
 
     def delete(self, owner: TenantId, object_id: ObjectId, version: int | None = None) -> None:
         """Delete the sealed bytes, after the transaction that deleted the object, or one version of it."""
