@@ -8,7 +8,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from functools import cached_property, lru_cache
+from typing import Final, NamedTuple
 
 import cedarpy
 
@@ -31,6 +32,8 @@ _TYPES: Final[Mapping[Kind, str]] = {
     Kind.POLICY: "Policy",
     Kind.AUDIT_LOG: "AuditLog",
 }
+_PRINCIPALS: Final = 1024
+_MAX_DIGITS: Final = 18  # of a Cedar long
 
 
 class Verdict(Enum):
@@ -43,25 +46,85 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opinion:
-    """A verdict and the ids of the policies that determined it."""
+    """A verdict and the ids of the policies that determined it; `error` is for the log, never for callers."""
 
     verdict: Verdict
     policies: tuple[str, ...]
     error: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """A request in Cedar's terms; built once, put to several policy sets."""
+class Context(NamedTuple):
+    """What policies may test about a call, apart from who and what."""
 
-    request: dict[str, object]
-    entities: str
+    name: str
+    alias: str
+    version: int
+
+    @classmethod
+    def of(cls, attributes: Attributes) -> "Context":
+        """Take `name`, `alias` and `version` from a call's attributes; nothing else reaches policies."""
+        return cls(
+            str(attributes.get("name", "")), str(attributes.get("alias", "")), _number(attributes.get("version", 0))
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A request, put into Cedar's terms when it is first asked, once for every policy set.
+
+    Args:
+        principal_type: ``User``, ``ServiceAccount`` or ``Operator``.
+        principal: who asks.
+        tenant: of whom.
+        roles: held there.
+        name: the principal's name.
+        action: to do what.
+        ref: to what.
+        context: facts about the call.
+        granted: tenants to which the owner grants this very action on this object.
+    """
+
+    principal_type: str
+    principal: str
+    tenant: str
+    roles: tuple[str, ...]
+    name: str
+    action: str
+    ref: ResourceRef
+    context: Context
+    granted: frozenset[TenantId]
+
+    @cached_property
+    def request(self) -> dict[str, object]:
+        """The request; the context is JSON already."""
+        context = {**self.context._asdict(), "cross_tenant": self.tenant != self.ref.owner}
+        return {
+            "principal": {"type": f"Modelkeep::{self.principal_type}", "id": self.principal},
+            "action": {"type": "Modelkeep::Action", "id": self.action},
+            "resource": self._resource,
+            "context": json.dumps(context),
+        }
+
+    @cached_property
+    def entities(self) -> cedarpy.Entities:
+        """Principal and resource with their attributes, parsed.
+
+        Raises:
+            ValueError: Cedar cannot read them: a name is no Unicode text.
+        """
+        known = _principal(self.principal_type, self.principal, self.tenant, self.roles, self.name)
+        attributes = {"tenant": self.ref.owner, "granted": sorted(self.granted)}
+        return known.with_added_json_str(json.dumps([{"uid": self._resource, "attrs": attributes, "parents": []}]))
+
+    @property
+    def _resource(self) -> dict[str, str]:
+        return {"type": f"Modelkeep::{_TYPES[self.ref.kind]}", "id": self.ref.object_id}
 
 
 def question(
     caller: Caller, action: Action, ref: ResourceRef, attributes: Attributes, *, granted: frozenset[TenantId]
 ) -> Question:
-    """Put a call into Cedar's terms.
+    """Put a call into a question.
 
     Args:
         caller: who asks.
@@ -70,27 +133,16 @@ def question(
         attributes: facts about the call; `name`, `alias` and `version` reach the context, nothing else does.
         granted: tenants to which the owner grants this very action on this object.
     """
-    principal = {"type": f"Modelkeep::{_principal_type(caller)}", "id": str(caller.principal)}
-    resource = {"type": f"Modelkeep::{_TYPES[ref.kind]}", "id": str(ref.object_id)}
-    roles = [] if isinstance(caller, OperatorCaller) else sorted(caller.roles)
-    entities = [
-        {"uid": principal, "attrs": {"tenant": caller.tenant, "roles": roles, "name": caller.name}, "parents": []},
-        {"uid": resource, "attrs": {"tenant": ref.owner, "granted": sorted(granted)}, "parents": []},
-    ]
-    context = {
-        "name": str(attributes.get("name", "")),
-        "alias": str(attributes.get("alias", "")),
-        "version": _number(attributes.get("version", 0)),
-        "cross_tenant": caller.tenant != ref.owner,
-    }
     return Question(
-        request={
-            "principal": principal,
-            "action": {"type": "Modelkeep::Action", "id": str(action)},
-            "resource": resource,
-            "context": context,
-        },
-        entities=json.dumps(entities),
+        principal_type=_principal_type(caller),
+        principal=str(caller.principal),
+        tenant=str(caller.tenant),
+        roles=() if isinstance(caller, OperatorCaller) else tuple(sorted(map(str, caller.roles))),
+        name=caller.name,
+        action=str(action),
+        ref=ref,
+        context=Context.of(attributes),
+        granted=granted,
     )
 
 
@@ -104,7 +156,8 @@ def ask(asked: Question, policies: cedarpy.PolicySet) -> Opinion:
     # INVARIANT: an erroring policy was skipped; its opinion is unknown, so the answer is no.
     if diagnostics.errors or result.decision is cedarpy.Decision.NoDecision:
         return failed(str(diagnostics.errors[0]) if diagnostics.errors else "no decision")
-    ids = tuple(sorted(diagnostics.id_annotations_by_reason.get(reason, reason) for reason in diagnostics.reasons))
+    labels = diagnostics.id_annotations_by_reason
+    ids = tuple(sorted(labels.get(reason) or reason for reason in diagnostics.reasons))
     if result.allowed:
         return Opinion(verdict=Verdict.PERMIT, policies=ids)
     return Opinion(verdict=Verdict.FORBID if ids else Verdict.SILENT, policies=ids)
@@ -115,6 +168,13 @@ def failed(error: str) -> Opinion:
     return Opinion(verdict=Verdict.FORBID, policies=(), error=error)
 
 
+@lru_cache(maxsize=_PRINCIPALS)
+def _principal(principal_type: str, principal: str, tenant: str, roles: tuple[str, ...], name: str) -> cedarpy.Entities:
+    uid = {"type": f"Modelkeep::{principal_type}", "id": principal}
+    attributes = {"tenant": tenant, "roles": roles, "name": name}
+    return cedarpy.Entities.from_json_str(json.dumps([{"uid": uid, "attrs": attributes, "parents": []}]))
+
+
 def _principal_type(caller: Caller) -> str:
     if isinstance(caller, OperatorCaller):
         return "Operator"
@@ -123,4 +183,4 @@ def _principal_type(caller: Caller) -> str:
 
 def _number(version: object) -> int:
     text = str(version)
-    return int(text) if text.isascii() and text.isdigit() else 0
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS else 0

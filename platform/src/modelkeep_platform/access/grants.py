@@ -8,7 +8,9 @@ import builtins
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
+
+import sqlalchemy as sa
 
 from modelkeep_platform.core.actions import GRANTABLE, Action
 from modelkeep_platform.core.callers import TenantCaller
@@ -21,6 +23,11 @@ from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.pages import Page, PageRequest, page_of
 from modelkeep_platform.storage.tables.access import grants
 from modelkeep_platform.storage.transactions import Row
+
+MAX_GRANTS: Final = 10_000
+"""Of one tenant, ended ones included."""
+
+_LAST_S: Final = 253_402_300_799
 
 
 class TenantNames(Protocol):
@@ -107,11 +114,14 @@ class GrantService:
             NotFoundError: there is no such object of its own.
             UnprocessableError: kind, grantee, actions or expiry cannot be.
         """
-        decision = self._authorizer.require(caller, Action.GRANT_CREATE, collection(caller.tenant, Kind.GRANT))
+        decision = self._authorizer.require(
+            caller, Action.GRANT_CREATE, collection(caller.tenant, Kind.GRANT), {"name": name}
+        )
         wanted = self._check(caller, kind, grantee, actions, expires_at)
         ref = self._resolvers[Kind(kind)](caller, name)
         if ref.is_missing or ref.owner != caller.tenant:
-            self._authorizer.require(caller, Action(wanted[0]), missing(caller.tenant, Kind(kind)))
+            self._authorizer.require(caller, Action.GRANT_CREATE, missing(caller.tenant, Kind(kind)))
+            raise RuntimeError("a missing object was allowed")
         row: dict[str, object] = {
             "id": new_object_id(self._entropy, "grt"),
             "kind": ref.kind,
@@ -124,6 +134,11 @@ class GrantService:
             "expires_at": expires_at,
         }
         with self._database.tenant(caller.tenant, by=decision) as tx:
+            given = tx.first(tx.select(grants, sa.func.count().label("number")))
+            if given is not None and given["number"] >= MAX_GRANTS:
+                raise UnprocessableError(
+                    f"a tenant has at most {MAX_GRANTS} grants; revoke those that have ended", code="grant_refused"
+                )
             tx.insert(grants, **row)
             facts = {"grant": str(row["id"]), "grantee": str(row["grantee"]), "actions": " ".join(wanted)}
             self._recorder.record(tx, _event(caller, Action.GRANT_CREATE, ref, facts))
@@ -153,10 +168,13 @@ class GrantService:
             ref = ResourceRef(owner=caller.tenant, kind=Kind.GRANT, object_id=ObjectId(row["id"]))
         decision = self._authorizer.require(caller, Action.GRANT_REVOKE, ref)
         with self._database.tenant(caller.tenant, by=decision) as tx:
-            tx.change(tx.delete(grants).where(grants.c.id == grant_id))
-            self._recorder.record(tx, _event(caller, Action.GRANT_REVOKE, ref, {"grant": grant_id}))
-            tx.bump_epoch()
+            gone = tx.change(tx.delete(grants).where(grants.c.id == grant_id))
+            if gone:
+                self._recorder.record(tx, _event(caller, Action.GRANT_REVOKE, ref, {"grant": grant_id}))
+                tx.bump_epoch()
         self._epoch.refresh()
+        if not gone:  # somebody else was faster
+            self._authorizer.require(caller, Action.GRANT_REVOKE, missing(caller.tenant, Kind.GRANT))
 
     def _check(
         self, caller: TenantCaller, kind: str, grantee: str, actions: Sequence[str], expires_at: int | None
@@ -174,8 +192,8 @@ class GrantService:
             raise UnprocessableError(
                 f"`{grantee[:80]}` is not another tenant's slug; ask them for theirs", code="invalid_grantee"
             )
-        if expires_at is not None and expires_at <= self._clock.now_s():
-            raise UnprocessableError("`expires_at` is in the past", code="grant_refused")
+        if expires_at is not None and not self._clock.now_s() < expires_at <= _LAST_S:
+            raise UnprocessableError("`expires_at` is in the past, or past the year 9999", code="grant_refused")
         return wanted
 
     def _view(self, row: Row | Mapping[str, object]) -> Grant:

@@ -3,7 +3,8 @@
 Cedar's parser recurses: a few thousand opening brackets, well under any sensible size limit, end the process with a
 stack overflow. Past its own recursion limit the validator says nothing at all, and one long `has a.a.a` takes
 minutes. So a text is first cut into exactly the tokens of Cedar's grammar (cedar-policy-core, `grammar.lalrpop`), and
-refused with its place when it nests or chains too much. What is no token is refused here too.
+refused with its place when it nests or chains too much. What is no token is refused here too, and what would make a
+text read otherwise than it is: NUL and the characters that reorder a line.
 """
 
 import re
@@ -27,6 +28,7 @@ _TOKEN: Final = re.compile(
     """,
     re.VERBOSE,
 )
+_HIDING: Final = re.compile("[\0\u202a-\u202e\u2066-\u2069]")
 _PAIRS: Final = {"(": ")", "[": "]", "{": "}"}
 _CLOSING: Final = frozenset(_PAIRS.values())
 _OPERATORS: Final = frozenset(
@@ -91,8 +93,12 @@ def policies_of(text: str) -> list[PolicySource]:
     """Cut `text` into its policies.
 
     Raises:
-        LexicalError: something is no token, brackets do not match, a template slot is used, or a limit is passed.
+        LexicalError: something is no token or hides text, brackets do not match, a template slot is used, or a limit
+            is passed.
     """
+    hiding = _HIDING.search(text)
+    if hiding is not None:
+        raise LexicalError(problem_at(text, hiding.start(), "this character hides or reorders text"))
     sources: list[PolicySource] = []
     tokens: list[Token] = []
     for token in _tokens(text):

@@ -3,17 +3,21 @@
 Within a tenant: the guard, the role policies and the tenant's own policies must together permit and none may forbid.
 Across tenants two sides must both allow: the owner's (guard, grant, owner's policies) and the caller's (roles and its
 own tenant's policies). Owner and grant are checked in Python before Cedar is asked. What is foreign and not
-granted is refused exactly like what does not exist.
+granted is refused exactly like what does not exist. A policy that fails while it is evaluated denies, and says so in
+the server's log.
 """
 
+import logging
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
-from modelkeep_platform.access.engine import Opinion, Question, Verdict, ask, question
+from modelkeep_platform.access.engine import Context, Opinion, Question, Verdict, question
 from modelkeep_platform.access.refusals import RefusalLog
-from modelkeep_platform.access.shipped import OWN_SIDE, OWNER_SIDE, compiled
+from modelkeep_platform.access.shipped import OWN_SIDE, OWNER_SIDE, ShippedPolicies
 from modelkeep_platform.access.store import AccessStore, ActiveGrant
 from modelkeep_platform.core.actions import PLATFORM_ACTIONS, Action
 from modelkeep_platform.core.callers import Caller, OperatorCaller, TenantCaller
@@ -25,6 +29,7 @@ from modelkeep_platform.core.refs import ResourceRef
 from modelkeep_platform.storage.database import Database
 
 NOT_FOUND: Final = "there is no such object, or you may not see it"
+_log = logging.getLogger(__name__)
 _CACHED: Final = 8192
 _NOTHING: Final[Attributes] = {}
 
@@ -54,8 +59,8 @@ class PolicyAuthorizer:
         self._refusals = RefusalLog(database=database, recorder=recorder, clock=clock)
         self._epoch = epoch
         self._clock = clock
-        self._own = compiled(OWN_SIDE)
-        self._owner_side = compiled(OWNER_SIDE)
+        self._own_side = ShippedPolicies(OWN_SIDE)
+        self._owner_side = ShippedPolicies(OWNER_SIDE)
         self._decisions: OrderedDict[tuple[object, ...], _Cached] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -85,7 +90,9 @@ class PolicyAuthorizer:
 
     def allows(self, caller: Caller, action: Action, ref: ResourceRef, attributes: Attributes | None = None) -> bool:
         """Return whether `require` would pass; records nothing."""
-        return self._decide(caller, action, ref, attributes or _NOTHING)[1] is None
+        facts = attributes or _NOTHING
+        known = self.cached(caller, action, ref, facts)
+        return known is not None or self._decide(caller, action, ref, facts)[1] is None
 
     def close(self) -> None:
         """Record the counts of refusals that were not recorded singly."""
@@ -106,17 +113,17 @@ class PolicyAuthorizer:
         if isinstance(caller, OperatorCaller) and (action not in PLATFORM_ACTIONS or ref.owner != caller.tenant):
             reason = "operators run the platform; they have no access to what belongs to tenants"
             return self._refused(caller, action, ref, (reason,), code="operator_forbidden")
+        asked = partial(question, caller, action, ref, attributes)
+        if ref.owner != caller.tenant:
+            return self._decide_foreign(caller, action, ref, asked)
         if ref.is_missing:
             return self._missing(caller, action, ref)
-        if ref.owner == caller.tenant:
-            return self._decide_own(caller, action, ref, attributes)
-        return self._decide_foreign(caller, action, ref, attributes)
+        return self._decide_own(caller, action, ref, asked(granted=frozenset()))
 
     def _decide_own(
-        self, caller: Caller, action: Action, ref: ResourceRef, attributes: Attributes
+        self, caller: Caller, action: Action, ref: ResourceRef, asked: Question
     ) -> tuple[Decision, CallerError | None, int | None]:
-        asked = question(caller, action, ref, attributes, granted=frozenset())
-        opinions = [ask(asked, self._own)]
+        opinions = [self._own_side.opinion(asked)]
         version = 0
         if isinstance(caller, TenantCaller):
             version, opinion = self._tenants_opinion(asked, caller.tenant)
@@ -124,25 +131,26 @@ class PolicyAuthorizer:
         return self._combined(caller, action, ref, opinions, version)
 
     def _decide_foreign(
-        self, caller: Caller, action: Action, ref: ResourceRef, attributes: Attributes
+        self, caller: Caller, action: Action, ref: ResourceRef, ask_with: Callable[..., Question]
     ) -> tuple[Decision, CallerError | None, int | None]:
+        # What is missing is looked up like what is there: both take the same path and the same time.
         grants = self._store.grants_of(ref, caller.tenant, now_s=self._clock.now_s(), epoch=self._epoch.current())
-        if not grants:
+        if ref.is_missing or not grants:
             return self._missing(caller, action, ref)
         fitting = [grant for grant in grants if action in grant.actions]
         if not fitting:
             return self._refused(caller, action, ref, (f"`{action}` is not granted on this object",))
         grant = max(fitting, key=lambda one: float("inf") if one.expires_at is None else one.expires_at)
-        asked = question(caller, action, ref, attributes, granted=frozenset({caller.tenant}))
-        version, owners = self._tenants_opinion(asked, ref.owner)
-        _, callers = self._tenants_opinion(asked, caller.tenant)
-        owner_side = self._combined(caller, action, ref, [ask(asked, self._owner_side), owners], version)
-        caller_side = self._combined(caller, action, ref, [ask(asked, self._own), callers], version)
+        asked = ask_with(granted=frozenset({caller.tenant}))
+        owners_version, owners = self._tenants_opinion(asked, ref.owner)
+        callers_version, callers = self._tenants_opinion(asked, caller.tenant)
+        owner_side = self._combined(caller, action, ref, [self._owner_side.opinion(asked), owners], owners_version)
+        caller_side = self._combined(caller, action, ref, [self._own_side.opinion(asked), callers], callers_version)
         for decision, refusal, _ in (owner_side, caller_side):
             if refusal is not None:
                 return decision, refusal, None
         policies = tuple(sorted({*owner_side[0].policies, *caller_side[0].policies}))
-        return _allowed(caller, action, ref, policies, version, grant), None, grant.expires_at
+        return _allowed(caller, action, ref, policies, owners_version, grant), None, grant.expires_at
 
     def _tenants_opinion(self, asked: Question, tenant: TenantId) -> tuple[int, Opinion]:
         active = self._store.active_policy(tenant, epoch=self._epoch.current())
@@ -151,6 +159,11 @@ class PolicyAuthorizer:
     def _combined(
         self, caller: Caller, action: Action, ref: ResourceRef, opinions: list[Opinion], version: int
     ) -> tuple[Decision, CallerError | None, int | None]:
+        for opinion in opinions:
+            if opinion.error is not None:
+                _log.error(
+                    "a policy failed: tenant %s, version %d, `%s`: %s", ref.owner, version, action, opinion.error
+                )
         forbidding = [opinion for opinion in opinions if opinion.verdict is Verdict.FORBID]
         if forbidding:
             reasons = tuple(
@@ -192,9 +205,22 @@ class PolicyAuthorizer:
 
 
 def _key(caller: Caller, action: Action, ref: ResourceRef, attributes: Attributes) -> tuple[object, ...]:
-    # INVARIANT: the caller's tenant, principal and roles, and the object's owner, are part of the key.
-    roles = frozenset() if isinstance(caller, OperatorCaller) else caller.roles
-    return (caller.tenant, caller.principal, roles, action, ref, tuple(sorted(attributes.items())))
+    # INVARIANT: all that a question to Cedar holds is part of the key, tenants first.
+    of = Context.of(attributes)
+    if isinstance(caller, OperatorCaller):
+        return (
+            caller.tenant,
+            "operator",
+            caller.principal,
+            caller.name,
+            action,
+            ref.owner,
+            ref.kind,
+            ref.object_id,
+            of,
+        )
+    who = (caller.tenant, caller.principal_kind, caller.principal, caller.name, caller.roles)
+    return (*who, action, ref.owner, ref.kind, ref.object_id, of)
 
 
 def _allowed(

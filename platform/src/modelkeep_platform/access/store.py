@@ -1,7 +1,9 @@
 """What decisions are made from: each tenant's active policies, compiled once an epoch, and grants.
 
 Both are kept for the tenants and objects asked for last, and for one epoch only. A tenant whose active version is
-gone or is not what was published is not a tenant without policies: every decision about it is no.
+gone or is not what was published is not a tenant without policies: every decision about it is no. A grant that cannot
+be read gives nothing. That there is no grant is never kept: to ask for a foreign object then costs the same whether it
+is there or not.
 """
 
 import hashlib
@@ -15,6 +17,7 @@ from typing import Final, Generic, TypeVar
 import cedarpy
 
 from modelkeep_platform.access.engine import Opinion, Question, Verdict, ask, failed
+from modelkeep_platform.core.actions import GRANTABLE
 from modelkeep_platform.core.ids import TenantId
 from modelkeep_platform.core.refs import ResourceRef
 from modelkeep_platform.storage.database import Database
@@ -67,7 +70,7 @@ class EpochCache(Generic[Key, Value]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActiveGrant:
-    """A grant that had not ended when it was read."""
+    """A grant, as it was read; `actions` holds only what can be granted."""
 
     id: str
     actions: frozenset[str]
@@ -117,7 +120,8 @@ class AccessStore:
         known = self._grants.get(key, epoch=epoch)
         if known is None:
             known = self._read_grants(ref, grantee)
-            self._grants.put(key, known, epoch=epoch)
+            if known:
+                self._grants.put(key, known, epoch=epoch)
         return [grant for grant in known if grant.expires_at is None or grant.expires_at > now_s]
 
     def _read_policy(self, tenant: TenantId) -> ActivePolicy:
@@ -143,7 +147,16 @@ class AccessStore:
                     grants.c.object_id == ref.object_id, grants.c.kind == ref.kind, grants.c.grantee == grantee
                 )
             )
-        return tuple(
-            ActiveGrant(id=row["id"], actions=frozenset(json.loads(row["actions"])), expires_at=row["expires_at"])
-            for row in rows
+        found = (
+            ActiveGrant(id=row["id"], actions=_actions(row["actions"]), expires_at=row["expires_at"]) for row in rows
         )
+        return tuple(grant for grant in found if grant.actions)
+
+
+def _actions(stored: str) -> frozenset[str]:
+    # INVARIANT: no row, whoever wrote it, gives what cannot be granted.
+    try:
+        found = json.loads(stored)
+    except ValueError:
+        return frozenset()
+    return frozenset(action for action in GRANTABLE if action in found) if isinstance(found, list) else frozenset()

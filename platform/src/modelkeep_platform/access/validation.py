@@ -61,7 +61,11 @@ def validate(text: str) -> cedarpy.PolicySet:
     result = cedarpy.validate_policies(text, shipped("schema.cedarschema"), release_gil=True)
     if not result.validation_passed:
         raise InvalidPolicyError(_located(text, sources, result.errors))
-    return cedarpy.PolicySet.from_str(text, release_gil=True)
+    policies = cedarpy.PolicySet.from_str(text, release_gil=True)
+    # INVARIANT: what was measured above is what Cedar read.
+    if len(policies) != len(sources):
+        raise InvalidPolicyError([problem_at(text, 0, "the text cannot be cut into its policies")])
+    return policies
 
 
 def warnings_of(text: str) -> tuple[str, ...]:
