@@ -14,6 +14,7 @@ from cryptography.cobblestone import Cobblestone256Decryptor, Cobblestone256Encr
 from modelkeep_platform.core.canonical import canonical_bytes
 from modelkeep_platform.core.ids import ObjectId, TenantId
 from modelkeep_platform.core.sealing import Purpose, Suite
+from modelkeep_platform.keys import sealed as sealed_module
 from modelkeep_platform.keys.context import context as context_of
 from modelkeep_platform.keys.sealed import SealedError, open_sealed, seal
 
@@ -94,6 +95,14 @@ def test_the_contexts_of_the_vectors_are_the_platforms() -> None:
             suite=Suite(suite),
         )
         assert made == canonical_bytes(*vector["context"])
+
+
+def test_the_page_names_every_purpose_label_and_refusal() -> None:
+    page = (FOLDER.parents[2] / "docs" / "reference" / "sealed-format.md").read_text()
+    refusals = ["sealed_invalid", "key_missing", "part_mismatch", "blob_missing", "storage_failed"]
+    refusals += ["root_key_unusable", "root_key_exists", "root_key_inside", "root_key_other"]
+    labels = [known.label.decode() for known in sealed_module._SUITES.values()]
+    assert [word for word in [*Purpose, *labels, *refusals] if f"`{word}`" not in page] == []
 
 
 LENGTHS = [0, 1, 16_383, 16_384, 16_385, 40_000]

@@ -285,7 +285,7 @@ class UploadService:
         tx.change(tx.delete(upload_parts).where(upload_parts.c.upload_id == upload_id))
 
     def read(self, owner: TenantId, object_id: ObjectId, version: int, purpose: Purpose) -> Iterator[bytes]:
-        """Yield an artifact's plaintext, part by part."""
+        """Yield an artifact's plaintext, part by part; each is authentic, and all were there when it ends."""
         return self.artifacts.read(owner, object_id, version, purpose)
 
     def write_artifact(
