@@ -388,7 +388,7 @@ def sdk() -> str:
             for name, value in vars(kind).items()
             if isinstance(value, Operation)
         }
-        methods = [[f"`{name}{_signature(value)}`", first(value.__doc__)] for name, value in sorted(found.items())]
+        methods = [[f"`{name}{_signature(one, name)}`", first(value.__doc__)] for name, value in sorted(found.items())]
         intro = "" if noun == "client" else f"\n\n{whole(type(one).__doc__)}"
         parts += [f"### `{noun}`{intro}", table(["method", "does"], methods)]
     client.close()
@@ -403,8 +403,8 @@ def sdk() -> str:
     return "\n\n".join(parts)
 
 
-def _signature(operation: Any) -> str:
-    found = inspect.signature(operation)
+def _signature(noun: object, name: str) -> str:
+    found = inspect.signature(getattr(noun, name))
     kept = [one.replace(annotation=one.empty) for name, one in found.parameters.items() if name != "self"]
     return str(inspect.Signature(kept))
 
