@@ -46,6 +46,7 @@ class AuditLog:
         self._queue: list[tuple[Event, int]] = []
         self._failing = False
         self._queued = threading.Condition()
+        self._committing = threading.Lock()
         self._stopping = False
         self._thread = threading.Thread(target=self._write_groups, name="audit-groups", daemon=True)
 
@@ -85,7 +86,11 @@ class AuditLog:
                 self._queued.notify()
 
     def flush(self) -> None:
-        """Commit what is queued now."""
+        """Commit what is queued now; when it returns, what was queued before is committed, by whomever."""
+        with self._committing:  # one group after the other: entries keep their order
+            self._commit_group()
+
+    def _commit_group(self) -> None:
         with self._queued:
             events, self._queue = self._queue, []
         if not events:
