@@ -62,6 +62,8 @@ def trace(
     Raises:
         TraceError: a layer, call or shape has no description; the message names it, where it stands, and what to do.
     """
+    if is_layer(module) and len(example) == 1:
+        module = nn.Sequential(module)  # a layer by itself; symbolic tracing would look inside it
     with _evaluating(module):
         return _Translator(module, example, tuple(varying), copy_shared=copy_shared).traced()
 
