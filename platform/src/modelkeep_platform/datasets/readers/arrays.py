@@ -9,7 +9,13 @@ from numpy.typing import NDArray
 
 from modelkeep_platform.core.limits import MIB
 from modelkeep_platform.datasets.readers.errors import BadCellError
-from modelkeep_platform.datasets.readers.tensors import PREFIX_BYTES, TensorRange, header_end, parse_header
+from modelkeep_platform.datasets.readers.tensors import (
+    HEAD_BYTES,
+    PREFIX_BYTES,
+    TensorRange,
+    header_end,
+    parse_header,
+)
 from modelkeep_platform.datasets.spec import Column, DatasetSpec, InvalidDatasetError
 
 _DTYPES: Final = {"F32": "<f4", "F64": "<f8", "I64": "<i8", "I32": "<i4", "U8": "|u1"}
@@ -20,7 +26,7 @@ _TARGET: Final = "target"
 def check(spec: DatasetSpec, chunks: Iterable[bytes], size_bytes: int) -> None:
     """Check every cell, holding a few MiB at a time; see `readers.check`."""
     source = _Source(chunks)
-    begin = header_end(source.peek(PREFIX_BYTES), size_bytes)
+    begin = header_end(source.peek(HEAD_BYTES), size_bytes)
     tensors = parse_header(source.take(begin)[PREFIX_BYTES:], size_bytes - begin)
     _check_shapes(spec, tensors)
     for tensor in tensors:

@@ -1,114 +1,48 @@
 """The graph format: parsed strictly, checked for structure, never executed.
 
 Nodes stand in an order in which every input was computed before, so a cycle cannot be written. Bounds hold before
-anything is built: nodes, names, attribute values, and the total size of the parameters that attributes imply.
+anything is built: nodes, names, attribute values, the total size of the parameters that attributes imply, and the
+shapes that the operations give (`shapes`).
 docs/reference/graph.md describes the format and docs/reference/graph.schema.json gives its schema.
 """
 
-import hashlib
-import json
-import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 
 from modelkeep_platform.core import strictjson
 from modelkeep_platform.core.errors import UnprocessableError
 from modelkeep_platform.core.limits import GIB, MAX_GRAPH_BYTES
-from modelkeep_platform.models.graph.ops import OPS, PARAMETRISED, Attr
+from modelkeep_platform.models.graph import shapes
+from modelkeep_platform.models.graph.description import (
+    DTYPES,
+    FORMAT,
+    MAX_RANK,
+    Graph,
+    InvalidGraphError,
+    Node,
+    Output,
+    Tensor,
+)
+from modelkeep_platform.models.graph.ops import OPS, PARAMETRISED, Attr, spread
 
-FORMAT: Final = "modelkeep.graph/1"
-DTYPES: Final = {"float32": 4, "float64": 8, "int64": 8, "int32": 4, "bool": 1, "uint8": 1}
 MAX_NODES: Final = 4096
 MAX_PARAMETER_BYTES: Final = 16 * GIB
-_MAX_RANK: Final = 8
 _MAX_LIST: Final = 65_536
 _MAX_DIMENSION: Final = 1 << 24
+_MAX_INTEGER: Final = 1 << 63
 _ID: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]{0,127}\Z")
-
-
-class InvalidGraphError(UnprocessableError):
-    """The graph is not one; the message names the node and what is wrong."""
-
-    code = "invalid_graph"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tensor:
-    """An input or output: name, dtype, shape; -1 varies."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Node:
-    """One operation: what it reads, its attributes, and under which names its parameters lie in the weights."""
-
-    id: str
-    op: str
-    inputs: tuple[str, ...]
-    attrs: Mapping[str, Any]
-    params: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Output(Tensor):
-    """An output and the node that gives it."""
-
-    node: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Graph:
-    """A checked graph."""
-
-    inputs: tuple[Tensor, ...]
-    nodes: tuple[Node, ...]
-    outputs: tuple[Output, ...]
-
-    def parameters(self) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """Return every tensor of the weights: name to dtype and shape."""
-        found: dict[str, tuple[str, tuple[int, ...]]] = {}
-        for node in self.nodes:
-            shapes = OPS[node.op].parameters(node.attrs)
-            for role, name in node.params.items():
-                dtype = "int64" if role == "num_batches_tracked" else "float32"
-                found[name] = (dtype, shapes[role])
-        return found
-
-    def parameter_bytes(self) -> int:
-        """Return the size of all parameters, in bytes."""
-        return sum(math.prod(shape) * DTYPES[dtype] for dtype, shape in self.parameters().values())
-
-    def operations(self) -> list[tuple[str, str]]:
-        """Return the id and operation of every node."""
-        return [(node.id, node.op) for node in self.nodes]
-
-    def to_json(self) -> bytes:
-        """Return the canonical JSON: sorted names, no spaces."""
-        document = {
-            "format": FORMAT,
-            "inputs": [_tensor_json(tensor) for tensor in self.inputs],
-            "nodes": [
-                {
-                    "id": node.id,
-                    "op": node.op,
-                    "inputs": list(node.inputs),
-                    "attrs": dict(node.attrs),
-                    "params": dict(node.params),
-                }
-                for node in self.nodes
-            ],
-            "outputs": [{**_tensor_json(output), "node": output.node} for output in self.outputs],
-        }
-        return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
-
-    def sha256(self) -> str:
-        """Return the digest of the canonical JSON, in hex."""
-        return hashlib.sha256(self.to_json()).hexdigest()
+_METADATA: Final = "__metadata__"
+_DIVISIONS: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
+    **dict.fromkeys(("conv1d", "conv2d"), (("in_channels", "groups"), ("out_channels", "groups"))),
+    "group_norm": (("num_channels", "num_groups"),),
+    "multihead_attention": (("embed_dim", "num_heads"),),
+    **dict.fromkeys(("transformer_encoder_layer", "transformer_encoder"), (("d_model", "nhead"),)),
+}
+_WINDOWS: Final[Mapping[str, int]] = {
+    name: int(name[-2]) for name in OPS if name.endswith(("1d", "2d")) and "norm" not in name
+}
 
 
 def parse(data: bytes) -> Graph:
@@ -140,6 +74,7 @@ def parse(data: bytes) -> Graph:
         raise InvalidGraphError("two outputs have the same name")
     graph = Graph(inputs=inputs, nodes=tuple(nodes), outputs=outputs)
     _check_parameters(graph)
+    shapes.check(graph)
     return graph
 
 
@@ -152,22 +87,29 @@ def with_affine(graph: Graph, scale: list[float], shift: list[float]) -> Graph:
         shift: as many summands.
     """
     name = graph.inputs[0].name
-    scaled = "_scaled_" + name
-    taken = {node.id for node in graph.nodes}
+    taken = {node.id for node in graph.nodes} | {tensor.name for tensor in graph.inputs}
+    scaled, count = "_scaled", 0
     while scaled in taken:
-        scaled = "_" + scaled
+        count += 1
+        scaled = f"_scaled_{count}"
     first = Node(id=scaled, op="affine", inputs=(name,), attrs={"scale": scale, "shift": shift}, params={})
     nodes = tuple(
         replace(node, inputs=tuple(scaled if source == name else source for source in node.inputs))
         for node in graph.nodes
     )
-    return parse(replace(graph, nodes=(first, *nodes)).to_json())
+    outputs = tuple(replace(output, node=scaled) if output.node == name else output for output in graph.outputs)
+    return parse(replace(graph, nodes=(first, *nodes), outputs=outputs).to_json())
 
 
 def _check_parameters(graph: Graph) -> None:
     names = [name for node in graph.nodes for name in node.params.values()]
-    if len(set(names)) != len(names):
-        raise InvalidGraphError("two nodes share a parameter; give each its own copy")
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise InvalidGraphError(f"the parameter `{name}` has two places; give each its own copy")
+        seen.add(name)
+    if _METADATA in seen:
+        raise InvalidGraphError(f"no parameter is called `{_METADATA}`: safetensors keeps that name for itself")
     if graph.parameter_bytes() > MAX_PARAMETER_BYTES:
         raise InvalidGraphError(f"the parameters are larger than {MAX_PARAMETER_BYTES} bytes")
 
@@ -200,20 +142,11 @@ def _check_relations(name: str, attrs: Mapping[str, Any], inputs: int, node_id: 
     """Check what holds between attributes, so that building cannot fail."""
     if name in {"add", "sub", "mul", "div"} and (inputs == 1) != (attrs["scalar"] is not None):
         raise InvalidGraphError(f"node `{node_id}` takes two inputs, or one and a `scalar`")
-    divisions = {
-        "conv1d": ("in_channels", "groups"),
-        "conv2d": ("in_channels", "groups"),
-        "group_norm": ("num_channels", "num_groups"),
-        "multihead_attention": ("embed_dim", "num_heads"),
-        "transformer_encoder_layer": ("d_model", "nhead"),
-        "transformer_encoder": ("d_model", "nhead"),
-    }
-    if name in divisions:
-        whole, part = divisions[name]
+    for whole, part in _DIVISIONS.get(name, ()):
         if attrs[whole] % attrs[part]:
             raise InvalidGraphError(f"in node `{node_id}`, `{part}` divides `{whole}`")
-    if name.startswith("conv") and attrs["out_channels"] % attrs["groups"]:
-        raise InvalidGraphError(f"in node `{node_id}`, `groups` divides `out_channels`")
+    if name in _WINDOWS:
+        _check_windows(attrs, _WINDOWS[name], node_id)
     if name == "multihead_attention" and inputs == 2:  # noqa: PLR2004 -- query alone, or query, key and value
         raise InvalidGraphError(f"node `{node_id}` takes one input, or query, key and value")
     if name == "affine" and len(attrs["scale"]) != len(attrs["shift"]):
@@ -222,10 +155,26 @@ def _check_relations(name: str, attrs: Mapping[str, Any], inputs: int, node_id: 
         raise InvalidGraphError(f"in node `{node_id}`, `padding_idx` is below `num_embeddings`")
 
 
+def _check_windows(attrs: Mapping[str, Any], dims: int, node_id: str) -> None:
+    for name in ("kernel_size", "stride", "padding", "dilation", "output_size"):
+        value = attrs.get(name)
+        if isinstance(value, list) and len(value) != dims:
+            raise InvalidGraphError(f"in node `{node_id}`, `{name}` is one number or a list of {dims}")
+    if "kernel_size" not in attrs or "in_channels" in attrs:
+        return
+    for kernel, padding in zip(spread(attrs["kernel_size"], dims), spread(attrs["padding"], dims), strict=True):
+        if 2 * padding > kernel:  # torch refuses more
+            raise InvalidGraphError(f"in node `{node_id}`, `padding` is at most half of `kernel_size`")
+
+
 def _params(value: object, op: str, attrs: Mapping[str, Any], node_id: str) -> dict[str, str]:
     wanted = set(OPS[op].parameters(attrs)) if op in PARAMETRISED else set()
-    params = _object(value, f"the params of `{node_id}`", wanted)
-    return {role: _identifier(name, f"a parameter of `{node_id}`") for role, name in params.items()}
+    if not isinstance(value, dict):
+        raise InvalidGraphError(f"the params of `{node_id}` are an object")
+    for role in sorted(wanted ^ set(value)):
+        fault = f"lack `{role[:80]}`" if role in wanted else f"hold `{role[:80]}`, which its operation has not"
+        raise InvalidGraphError(f"the params of `{node_id}` {fault}")
+    return {role: _identifier(name, f"a parameter of `{node_id}`") for role, name in value.items()}
 
 
 def _attrs(value: object, specs: Mapping[str, Attr], node_id: str) -> dict[str, Any]:
@@ -235,16 +184,26 @@ def _attrs(value: object, specs: Mapping[str, Attr], node_id: str) -> dict[str, 
         raise InvalidGraphError(f"the attributes of `{node_id}` are not those of its operation{named}")
     attrs: dict[str, Any] = {}
     for name, spec in specs.items():
-        given = value.get(name)
-        if given is None:
+        if name not in value:
             if spec.required:
                 raise InvalidGraphError(f"node `{node_id}` lacks the attribute `{name}`")
             attrs[name] = spec.default
+            continue
+        given = value[name]
+        if given is None and not spec.required and spec.default is None:
+            attrs[name] = None
         elif not _fits(given, spec):
             raise InvalidGraphError(f"the attribute `{name}` of node `{node_id}` is out of bounds or of another type")
         else:
-            attrs[name] = given
+            attrs[name] = _in_range(given)
     return attrs
+
+
+def _in_range(value: Any) -> Any:  # noqa: ANN401 -- parsed JSON
+    """Return `value` with integers that torch's cannot hold as floats."""
+    if isinstance(value, list):
+        return [_in_range(item) for item in value]
+    return float(value) if type(value) is int and not -_MAX_INTEGER <= value < _MAX_INTEGER else value
 
 
 def _fits(value: object, spec: Attr) -> bool:
@@ -253,7 +212,7 @@ def _fits(value: object, spec: Attr) -> bool:
     if spec.kind == "choice":
         return isinstance(value, str) and value in spec.choices
     if spec.kind in {"ints", "floats"} and isinstance(value, list):
-        most = _MAX_RANK if spec.kind == "ints" else _MAX_LIST
+        most = MAX_RANK if spec.kind == "ints" else _MAX_LIST
         single = replace(spec, kind="int" if spec.kind == "ints" else "float")
         return 1 <= len(value) <= most and all(_fits(item, single) for item in value)
     if spec.kind == "floats":
@@ -267,8 +226,8 @@ def _fits(value: object, spec: Attr) -> bool:
 
 def _tensor(value: object, what: str) -> Tensor:
     fields = _object(value, f"an {what}", {"name", "dtype", "shape"})
-    dtype, shape = fields["dtype"], _list(fields["shape"], f"the shape of an {what}", low=0, high=_MAX_RANK)
-    if dtype not in DTYPES:
+    dtype, shape = fields["dtype"], _list(fields["shape"], f"the shape of an {what}", low=0, high=MAX_RANK)
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise InvalidGraphError(f"the dtype of an {what} is one of {', '.join(DTYPES)}")
     for size in shape:
         if not isinstance(size, int) or isinstance(size, bool) or not (size == -1 or 1 <= size <= _MAX_DIMENSION):
@@ -279,7 +238,7 @@ def _tensor(value: object, what: str) -> Tensor:
 def _output(value: object, known: set[str]) -> Output:
     fields = _object(value, "an output", {"name", "dtype", "shape", "node"})
     tensor = _tensor({key: fields[key] for key in ("name", "dtype", "shape")}, "output")
-    if fields["node"] not in known:
+    if not isinstance(fields["node"], str) or fields["node"] not in known:
         raise InvalidGraphError(f"the output `{tensor.name}` is given by no node")
     return Output(name=tensor.name, dtype=tensor.dtype, shape=tensor.shape, node=fields["node"])
 
@@ -302,5 +261,15 @@ def _list(value: object, what: str, *, low: int, high: int) -> list[Any]:
     return value
 
 
-def _tensor_json(tensor: Tensor) -> dict[str, Any]:
-    return {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape)}
+__all__ = [
+    "DTYPES",
+    "FORMAT",
+    "MAX_NODES",
+    "Graph",
+    "InvalidGraphError",
+    "Node",
+    "Output",
+    "Tensor",
+    "parse",
+    "with_affine",
+]

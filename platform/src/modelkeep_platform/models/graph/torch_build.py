@@ -221,7 +221,7 @@ _FUNCTIONS: Final[Mapping[str, Callable[[Tensors, Mapping[str, Any]], torch.Tens
     "cat": lambda x, a: torch.cat(x, a["dim"]),
     "flatten": lambda x, a: torch.flatten(x[0], a["start_dim"], a["end_dim"]),
     "reshape": lambda x, a: x[0].reshape(_plural(a["shape"])),
-    "permute": lambda x, a: x[0].permute(*_plural(a["dims"])),
+    "permute": lambda x, a: x[0].permute(_plural(a["dims"])),
     "transpose": lambda x, a: x[0].transpose(a["dim0"], a["dim1"]),
     "squeeze": lambda x, a: x[0].squeeze(a["dim"]),
     "unsqueeze": lambda x, a: x[0].unsqueeze(a["dim"]),
