@@ -122,8 +122,12 @@ def _check(text: str, source: PolicySource) -> None:
     for token in source.tokens:
         if token.kind == "slot":
             raise _refused(text, token, "templates are not used here; write a policy, or give a grant")
-        if token.text in _CLOSING and (not opened or _PAIRS[opened.pop().text] != token.text):
-            raise _refused(text, token, f"`{token.text}` closes nothing")
+        if token.text in _CLOSING:
+            opening = opened.pop() if opened else None
+            if opening is None:
+                raise _refused(text, token, f"`{token.text}` closes nothing")
+            if _PAIRS[opening.text] != token.text:
+                raise _refused(text, token, f"`{token.text}` does not close `{opening.text}`")
         if token.text in _PAIRS:
             opened.append(token)
         operators += token.text in _OPERATORS

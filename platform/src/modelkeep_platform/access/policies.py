@@ -17,9 +17,10 @@ from modelkeep_platform.access.shipped import OWN_SIDE, compiled, shipped
 from modelkeep_platform.access.validation import validate, warnings_of
 from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.callers import PrincipalKind, Role, TenantCaller
-from modelkeep_platform.core.errors import IntegrityError, MalformedError, UnprocessableError
+from modelkeep_platform.core.errors import ConflictError, IntegrityError, MalformedError, UnprocessableError
 from modelkeep_platform.core.events import Event, Outcome
 from modelkeep_platform.core.ids import ObjectId, PrincipalId, RequestId, TenantId
+from modelkeep_platform.core.limits import DEFAULT_QUOTA
 from modelkeep_platform.core.ports import Authorizer, Clock, EpochSource, Recorder
 from modelkeep_platform.core.refs import Kind, ResourceRef, collection, missing
 from modelkeep_platform.storage.database import Database
@@ -59,11 +60,20 @@ class PolicyService:
         recorder: writes what was done.
         epoch: moved by each change.
         clock: stamps versions.
+        max_versions: how many one tenant keeps.
     """
 
     def __init__(
-        self, *, database: Database, authorizer: Authorizer, recorder: Recorder, epoch: EpochSource, clock: Clock
+        self,
+        *,
+        database: Database,
+        authorizer: Authorizer,
+        recorder: Recorder,
+        epoch: EpochSource,
+        clock: Clock,
+        max_versions: int = DEFAULT_QUOTA.policy_versions,
     ) -> None:
+        self._max_versions = max_versions
         self._database = database
         self._authorizer = authorizer
         self._recorder = recorder
@@ -93,10 +103,12 @@ class PolicyService:
             ForbiddenError: the caller may not.
             InvalidPolicyError: not valid Cedar for this schema; lines and columns in the details.
             UnprocessableError: administrators, or the caller, could not publish again.
+            ConflictError: the tenant keeps as many versions as it may.
         """
         decision = self._authorizer.require(caller, Action.POLICY_PUBLISH, collection(caller.tenant, Kind.POLICY))
         self._check(caller, text)
         with self._database.tenant(caller.tenant, by=decision) as tx:
+            self._refuse_more(tx)
             newest = tx.first(tx.select(policy_versions, sa.func.max(policy_versions.c.version).label("version")))
             version = 1 if newest is None or newest["version"] is None else newest["version"] + 1
             self._insert(tx, version, text, caller.principal)
@@ -152,6 +164,16 @@ class PolicyService:
         policies = validate(text)
         refuse_lockout(policies, caller.tenant, text)
         refuse_leaving(policies, caller)
+
+    def _refuse_more(self, tx: TenantTransaction) -> None:
+        # Versions are never deleted: they are what log entries and decisions name.
+        kept = tx.first(tx.select(policy_versions, sa.func.count().label("n")))
+        if kept is not None and kept["n"] >= self._max_versions:
+            raise ConflictError(
+                f"this tenant keeps {self._max_versions} policy versions; activate one of them, or ask the platform's "
+                "operator for more",
+                code="too_many_policies",
+            )
 
     def _ref(self, caller: TenantCaller, version: int) -> ResourceRef:
         if not 0 < version <= _MAX_VERSION:

@@ -12,12 +12,13 @@ from modelkeep_platform.core.callers import Caller
 from modelkeep_platform.core.decisions import Decision
 from modelkeep_platform.core.events import Event, Outcome
 from modelkeep_platform.core.ids import TenantId
+from modelkeep_platform.core.limits import DEFAULT_QUOTA
 from modelkeep_platform.core.ports import Clock, Recorder
 from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.transactions import System
 
 WINDOW_S: Final = 60
-PER_WINDOW: Final = 600
+PER_WINDOW: Final = DEFAULT_QUOTA.refusals_per_minute
 SUMMARY: Final = "refusal:summary"
 _SYSTEM: Final = System(reason="record a refusal")
 

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Final
 
 from modelkeep_platform.access.engine import Context, Opinion, Question, Verdict, question
-from modelkeep_platform.access.refusals import RefusalLog
+from modelkeep_platform.access.refusals import PER_WINDOW, RefusalLog
 from modelkeep_platform.access.shipped import OWN_SIDE, OWNER_SIDE, ShippedPolicies
 from modelkeep_platform.access.store import AccessStore, ActiveGrant
 from modelkeep_platform.core.actions import PLATFORM_ACTIONS, Action
@@ -50,13 +50,23 @@ class PolicyAuthorizer:
         recorder: writes refusals.
         epoch: what cached decisions live by.
         clock: ends grants.
+        refusals_per_minute: how many of one tenant are entries of their own each minute.
     """
 
     def __init__(
-        self, *, database: Database, store: AccessStore, recorder: Recorder, epoch: EpochSource, clock: Clock
+        self,
+        *,
+        database: Database,
+        store: AccessStore,
+        recorder: Recorder,
+        epoch: EpochSource,
+        clock: Clock,
+        refusals_per_minute: int = PER_WINDOW,
     ) -> None:
         self._store = store
-        self._refusals = RefusalLog(database=database, recorder=recorder, clock=clock)
+        self._refusals = RefusalLog(
+            database=database, recorder=recorder, clock=clock, per_window=refusals_per_minute
+        )
         self._epoch = epoch
         self._clock = clock
         self._own_side = ShippedPolicies(OWN_SIDE)
