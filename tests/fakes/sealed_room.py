@@ -122,9 +122,9 @@ class SealedRoom:
 
 
 def memory_database() -> Database:
-    """A database in memory with the tables of this room."""
+    """A database in memory with every table."""
     database = Database("sqlite:///:memory:")
-    metadata.create_all(database.engine, tables=[uploads, upload_parts, wrapped_keks, wrapped_deks])
+    metadata.create_all(database.engine)
     return database
 
 

@@ -6,7 +6,7 @@ import hashlib
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
 from fakes.core import ACME, FakeClock, tenant_caller
 from fakes.faulty_blobs import Crash, Fault
@@ -47,7 +47,6 @@ class UploadMachine(RuleBasedStateMachine):
         self.patch = pytest.MonkeyPatch()
         for module in (artifacts, service):
             self.patch.setattr(module, "MAX_PART_BYTES", PART_BYTES)
-        self.patch.setattr(service, "MAX_OPEN_UPLOADS", 4)
         self.clock = FakeClock()
         self.room = SealedRoom(memory_database(), self.clock)
         self.all: list[Sent] = []
@@ -69,11 +68,7 @@ class UploadMachine(RuleBasedStateMachine):
         assert raised.value.error_code == code
 
     @rule(target=uploads, data=st.binary(min_size=1, max_size=3 * PART_BYTES))
-    def begin(self, data: bytes) -> object:
-        if sum(sent.state == "open" for sent in self.all) >= 4:
-            with pytest.raises(ConflictError):
-                self.room.begin(data, object_id="mdl_more")
-            return multiple()
+    def begin(self, data: bytes) -> Sent:
         sent = Sent(self.room.begin(data, object_id=f"mdl_{len(self.all)}"), data)
         self.all.append(sent)
         return sent

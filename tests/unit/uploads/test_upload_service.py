@@ -26,7 +26,6 @@ from modelkeep_platform.core.refs import Kind
 from modelkeep_platform.core.sealing import Purpose
 from modelkeep_platform.storage.tables.keys import wrapped_deks
 from modelkeep_platform.storage.tables.uploads import upload_parts, uploads
-from modelkeep_platform.uploads import service
 from modelkeep_platform.uploads.service import Upload
 
 DATA = bytes(range(150))
@@ -124,17 +123,14 @@ def test_a_beginning_that_is_rolled_back_leaves_no_upload_and_no_key(room: Seale
     assert room.everything() == before
 
 
-def test_a_tenant_has_a_bounded_number_of_uploads_open_and_another_is_not_affected(
-    room: SealedRoom, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(service, "MAX_OPEN_UPLOADS", 2)
-    one = room.begin(DATA, object_id="mdl_1")
-    room.begin(DATA, object_id="mdl_2")
-    refused("too_many_uploads", lambda: room.begin(DATA, object_id="mdl_3"))
-    room.begin(DATA, object_id="mdl_4", caller=tenant_caller(GLOBEX))
-    room.uploads.abort(tenant_caller(), one.id)
-    room.begin(DATA, object_id="mdl_5")
-    assert [row["object_id"] for row in room.rows(wrapped_deks)] == ["mdl_1", "mdl_2", "mdl_4", "mdl_5"]
+def test_a_tenant_has_a_bounded_number_of_uploads_open_and_another_is_not_affected(room: SealedRoom) -> None:
+    opened = [room.begin(DATA, object_id=f"mdl_{number}") for number in range(64)]
+    refused("too_many_uploads", lambda: room.begin(DATA, object_id="mdl_more"))
+    room.begin(DATA, object_id="mdl_theirs", caller=tenant_caller(GLOBEX))
+    room.uploads.abort(tenant_caller(), opened[7].id)
+    room.begin(DATA, object_id="mdl_last")
+    assert len(room.rows(wrapped_deks)) == 66
+    assert "mdl_more" not in {row["object_id"] for row in room.rows(wrapped_deks)}
 
 
 # --- parts ------------------------------------------------------------------------------------------
