@@ -171,7 +171,7 @@ class Edge:
         self, database: Database, clock: FakeClock, endpoints: Iterable[Endpoint], *, body_timeout_s: float = 60.0
     ) -> None:
         self.tokens, self.noted, self.versions, self.serving = Tokens(), Noted(), Versions(), Echo()
-        self.recorder = FakeRecorder()
+        self.recorder, self.epoch = FakeRecorder(), FakeEpoch()
         self.closed = 0
         allowance = Allowance(tenant_requests=10_000, principal_requests=10_000, concurrent=8)
         limits = RequestLimits(database=database, clock=clock, allowance=allowance, processes=lambda: 1)
@@ -189,7 +189,7 @@ class Edge:
             models=self.versions,
             serving=self.serving,
             recorder=self.recorder,
-            epoch=FakeEpoch(),
+            epoch=self.epoch,
             clock=clock,
             base_url=BASE,
             limits=limits,
