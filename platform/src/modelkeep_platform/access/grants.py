@@ -163,14 +163,15 @@ class GrantService:
         """
         with self._database.tenant(caller.tenant, by=caller, read_only=True) as tx:
             row = tx.first(tx.select(grants).where(grants.c.id == grant_id))
-        ref = missing(caller.tenant, Kind.GRANT)
+        ref, facts = missing(caller.tenant, Kind.GRANT), {"grant": grant_id}
         if row is not None:
             ref = ResourceRef(owner=caller.tenant, kind=Kind.GRANT, object_id=ObjectId(row["id"]))
+            facts |= {"grantee": row["grantee"], "object": row["object_id"]}
         decision = self._authorizer.require(caller, Action.GRANT_REVOKE, ref)
         with self._database.tenant(caller.tenant, by=decision) as tx:
             gone = tx.change(tx.delete(grants).where(grants.c.id == grant_id))
             if gone:
-                self._recorder.record(tx, _event(caller, Action.GRANT_REVOKE, ref, {"grant": grant_id}))
+                self._recorder.record(tx, _event(caller, Action.GRANT_REVOKE, ref, facts))
                 tx.bump_epoch()
         self._epoch.refresh()
         if not gone:  # somebody else was faster

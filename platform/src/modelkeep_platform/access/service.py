@@ -64,9 +64,7 @@ class PolicyAuthorizer:
         refusals_per_minute: int = PER_WINDOW,
     ) -> None:
         self._store = store
-        self._refusals = RefusalLog(
-            database=database, recorder=recorder, clock=clock, per_window=refusals_per_minute
-        )
+        self._refusals = RefusalLog(database=database, recorder=recorder, clock=clock, per_window=refusals_per_minute)
         self._epoch = epoch
         self._clock = clock
         self._own_side = ShippedPolicies(OWN_SIDE)
