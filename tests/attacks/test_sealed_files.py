@@ -55,6 +55,13 @@ def refused(room: SealedRoom, *codes: str, read: Callable[[], object] | None = N
     assert room.everything() == before
 
 
+def key_refused(room: SealedRoom, *codes: str, owner: TenantId = ACME) -> None:
+    """The object's key opens nothing and, which nothing else would show, seals nothing new."""
+    place: dict[str, Any] = {"purpose": Purpose.GRAPH, "version": 1, "name": "graph", "suite": Suite.SMALL}
+    refused(room, *codes, read=lambda: room.read(owner=owner))
+    refused(room, *codes, read=lambda: room.keys.seal(owner, ObjectId("mdl_1"), b"new", **place))
+
+
 def replaced(room: SealedRoom, key: str, data: bytes) -> None:
     room.memory.data[key] = data
 
@@ -230,7 +237,7 @@ def _wrapped(room: SealedRoom, table: sa.Table, **where: object) -> object:
 def test_a_data_key_moved_to_another_object_is_refused(room: SealedRoom) -> None:
     room.key_for("mdl_2")
     _update(room, wrapped_deks, {"object_id": "mdl_1"}, wrapped=_wrapped(room, wrapped_deks, object_id="mdl_2"))
-    refused(room, "sealed_invalid")
+    key_refused(room, "sealed_invalid")
 
 
 def test_a_data_key_moved_to_another_tenant_is_refused(room: SealedRoom) -> None:
@@ -239,15 +246,15 @@ def test_a_data_key_moved_to_another_tenant_is_refused(room: SealedRoom) -> None
     _update(room, wrapped_deks, {"tenant_id": GLOBEX}, wrapped=stolen)
     for name, data in list(room.memory.data.items()):
         replaced(room, name.replace(ACME, GLOBEX), data)
-    refused(room, "sealed_invalid", read=lambda: room.read(owner=GLOBEX))
+    key_refused(room, "sealed_invalid", owner=GLOBEX)
 
 
 def test_a_row_given_to_another_tenant_is_refused(room: SealedRoom) -> None:
     _update(room, wrapped_deks, {"tenant_id": ACME}, tenant_id=GLOBEX)
     for name, data in list(room.memory.data.items()):
         replaced(room, name.replace(ACME, GLOBEX), data)
-    refused(room, "sealed_invalid", read=lambda: room.read(owner=GLOBEX))
-    refused(room, "key_missing")
+    key_refused(room, "sealed_invalid", owner=GLOBEX)
+    key_refused(room, "key_missing")
 
 
 def _second_kek(room: SealedRoom, tenant: TenantId = ACME) -> SecretBytes:
@@ -275,7 +282,7 @@ def test_a_data_key_that_claims_another_version_of_its_wrapping_key_is_refused(r
     room.restarted()
     assert room.read() == DATA
     _update(room, wrapped_deks, {"object_id": "mdl_1"}, kek_version=claimed)
-    refused(room, "sealed_invalid", "key_missing")
+    key_refused(room, "sealed_invalid", "key_missing")
 
 
 def test_an_old_wrapping_key_in_the_place_of_a_new_one_is_refused(room: SealedRoom) -> None:
@@ -290,19 +297,19 @@ def test_an_old_wrapping_key_in_the_place_of_a_new_one_is_refused(room: SealedRo
 
 def test_another_tenants_wrapping_key_is_refused(room: SealedRoom) -> None:
     _update(room, wrapped_keks, {"tenant_id": ACME}, wrapped=_wrapped(room, wrapped_keks, tenant_id=GLOBEX))
-    refused(room, "integrity")
+    key_refused(room, "integrity")
 
 
 def test_a_wrapping_key_that_names_another_root_is_refused(room: SealedRoom) -> None:
     _update(room, wrapped_keks, {"tenant_id": ACME}, root_id="another-root")
-    refused(room, "root_key_other")
+    key_refused(room, "root_key_other")
 
 
 @pytest.mark.parametrize("table", [wrapped_keks, wrapped_deks], ids=lambda table: table.name)
 @pytest.mark.parametrize("wrapped", [b"", bytes(32), bytes(104)], ids=["empty", "a bare key", "zeros"])
 def test_a_key_of_the_attackers_own_making_is_refused(room: SealedRoom, table: sa.Table, wrapped: bytes) -> None:
     _update(room, table, {"tenant_id": ACME}, wrapped=wrapped)
-    refused(room, "sealed_invalid", "integrity")
+    key_refused(room, "sealed_invalid", "integrity")
 
 
 def test_after_a_shred_no_copy_of_the_sealed_bytes_opens(room: SealedRoom) -> None:
