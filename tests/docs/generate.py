@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import click
 
@@ -47,7 +47,7 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 def settings() -> str:
     """Return the table of settings, explained by the docstring of `Settings`."""
-    explained = dict(re.findall(r"^ {4,}(\w+): (.+(?:\n {12,}.+)*)", inspect.getdoc(Settings) or "", re.MULTILINE))
+    explained = dict(re.findall(r"^ {4,}(\w+): (.+(?:\n {8,}.+)*)", inspect.getdoc(Settings) or "", re.MULTILINE))
     rows = []
     for item in fields(Settings):
         default = "required" if "MISSING" in repr(item.default) else f"`{json.dumps(item.default)}`"
@@ -69,16 +69,21 @@ def command(root: click.Command, name: str) -> str:
             return
         arguments = [one.make_metavar(click.Context(at)) for one in at.params if isinstance(one, click.Argument)]
         parts.append(f"#### `{' '.join([path, *arguments])}`\n\n{whole(at.help)}")
-        rows = [[option_names(one), option_help(one)] for one in at.params if isinstance(one, click.Option)]
+        rows = [[option_names(one), option_help(one)] for one in at.params if shown(one)]
         if rows:
             parts.append(table(["option", "meaning"], rows))
 
-    options = [one for one in root.params if isinstance(one, click.Option)]
+    options = [one for one in root.params if shown(one)]
     if options:
         rows = [[option_names(one), option_help(one)] for one in options]
         parts.append(table(["option of every command", "meaning"], rows))
     walk(root, name)
     return "\n\n".join(parts)
+
+
+def shown(parameter: click.Parameter) -> TypeGuard[click.Option]:
+    """Return whether it is an option that people give; the others are between our own processes."""
+    return isinstance(parameter, click.Option) and not parameter.hidden
 
 
 def option_names(option: click.Option) -> str:

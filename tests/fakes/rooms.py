@@ -113,6 +113,7 @@ class TrainingRoom(DataRoom):
             epoch=self.epoch,
         )
         self.training = TrainingService(
+            uploads=self.uploads,
             database=database,
             authorizer=self.authorizer,
             recorder=recorder,

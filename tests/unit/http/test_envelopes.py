@@ -92,7 +92,7 @@ def test_what_was_unexpected_is_in_the_servers_log_under_the_request_id(
     with caplog.at_level(logging.ERROR):
         answer = edge.call("GET", "/v1/things/1", token="t")
     (record,) = caplog.records
-    assert answer.headers["x-request-id"] in record.getMessage()
+    assert vars(record)["fields"] == {"request_id": answer.headers["x-request-id"], "code": "internal"}
     assert record.exc_info is not None
 
 

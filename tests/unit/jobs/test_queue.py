@@ -6,7 +6,7 @@ import pytest
 import sqlalchemy as sa
 
 from fakes.core import ACME, GLOBEX, FakeClock, FakeEntropy
-from modelkeep_platform.core.errors import ConflictError, MalformedError
+from modelkeep_platform.core.errors import MalformedError, RateLimitedError
 from modelkeep_platform.core.ids import TenantId
 from modelkeep_platform.jobs.queue import (
     MAX_ACTIVE,
@@ -113,11 +113,11 @@ def test_jobs_of_one_tenant_go_in_order(room: Room) -> None:
 def test_a_tenant_has_so_many_active_jobs_and_another_is_not_concerned(room: Room) -> None:
     for _ in range(MAX_ACTIVE):
         room.add()
-    with pytest.raises(ConflictError) as caught:
+    with pytest.raises(RateLimitedError) as caught:
         room.add()
-    assert caught.value.error_code == "too_many_jobs"
+    assert (caught.value.error_code, caught.value.retry_after_s) == ("too_many_jobs", 30)
     lease = room.claim()
-    with pytest.raises(ConflictError):
+    with pytest.raises(RateLimitedError):
         room.add()
     room.add(GLOBEX)
     room.within(lambda tx: room.queue.finish(tx, lease, JobState.FAILED, error=("job_failed", "no")))

@@ -133,7 +133,7 @@ def restore(backed_up: Path, *, keys: Path, root_key: Path, data: Path) -> Resto
         if name != settings_file.FILE:
             _copy(backed_up / name, data / name)
     (data / "blobs").mkdir(mode=0o700, exist_ok=True)
-    settings = replace(settings_file.load(backed_up), root_key=str(root_key.resolve()))
+    settings = replace(settings_file.load_file(backed_up), root_key=str(root_key.resolve()))
     frozen, ended = _freeze(data, json.loads(keys.read_bytes()))
     _write(data / _RESTORED, json.dumps(manifest["log"]).encode())
     # Last: until the settings are there, nothing starts on this folder.

@@ -3,6 +3,7 @@
 import logging
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +14,8 @@ from modelkeep_platform.access.grants import GrantService
 from modelkeep_platform.access.policies import PolicyService
 from modelkeep_platform.access.service import PolicyAuthorizer
 from modelkeep_platform.access.store import AccessStore
+from modelkeep_platform.app.gauges import Gauges, Live
+from modelkeep_platform.app.health import Health
 from modelkeep_platform.app.settings import Settings
 from modelkeep_platform.audit.entries import AUDIT_KEY
 from modelkeep_platform.audit.integrator import Integrator
@@ -26,12 +29,14 @@ from modelkeep_platform.core.limits import MIB
 from modelkeep_platform.core.refs import Kind
 from modelkeep_platform.datasets.service import DatasetService
 from modelkeep_platform.http import openapi
+from modelkeep_platform.http.connection import Connections
 from modelkeep_platform.http.gateway import Gateway
 from modelkeep_platform.http.idempotency import IdempotencyStore
 from modelkeep_platform.http.issuer import issuer_routes
 from modelkeep_platform.http.management import Management
 from modelkeep_platform.http.v1 import all_endpoints
 from modelkeep_platform.http.v2 import DataPlane
+from modelkeep_platform.http.watch import Watch
 from modelkeep_platform.identity.authenticate import Authenticator
 from modelkeep_platform.identity.issuer import EmbeddedIssuer, new_operator
 from modelkeep_platform.identity.links import Links
@@ -51,9 +56,11 @@ from modelkeep_platform.serving.service import ServingService
 from modelkeep_platform.storage import migrate
 from modelkeep_platform.storage.blobs import LocalBlobs
 from modelkeep_platform.storage.database import Database
+from modelkeep_platform.storage.disk import Disk, ReservedBlobs
 from modelkeep_platform.storage.epoch import EpochWatcher
 from modelkeep_platform.storage.peers import Peers
 from modelkeep_platform.storage.transactions import System
+from modelkeep_platform.telemetry.metrics import Metrics
 from modelkeep_platform.telemetry.system import SystemClock, SystemEntropy
 from modelkeep_platform.tenants.service import TenantService
 from modelkeep_platform.training.dispatcher import Dispatcher
@@ -74,19 +81,30 @@ class Platform:
     Args:
         data: the data folder.
         settings: what the installation is set to.
+        dropped_lines: how many lines of the server's own log were dropped, for the metrics.
 
     Raises:
         ConflictError: the database is of another version.
         RootKeyError: the root key cannot be used.
     """
 
-    def __init__(self, *, data: Path, settings: Settings) -> None:
-        clock, entropy = SystemClock(), SystemEntropy()
+    def __init__(self, *, data: Path, settings: Settings, dropped_lines: Callable[[], int] = lambda: 0) -> None:
+        clock, entropy, quota = SystemClock(), SystemEntropy(), settings.quota
+        self.metrics = Metrics()
+        self.connections = Connections(
+            most=settings.max_connections,
+            of_source=settings.source_connections,
+            refused=self.metrics.connection_refused,
+        )
+        disk = Disk(data, reserve_bytes=settings.disk_reserve_mib * MIB, clock=clock)
         database = Database(f"sqlite:///{data / 'platform.db'}")
         migrate.check(database)
         self._database = database
-        name = f"{socket.gethostname()[:30]}-{entropy.random_bytes(8).hex()}"
-        peers = Peers(database=database, clock=clock, process_id=name)
+        peers = Peers(
+            database=database,
+            clock=clock,
+            process_id=f"{socket.gethostname()[:30]}-{entropy.random_bytes(8).hex()}",
+        )
         self.epoch = EpochWatcher(database=database, clock=clock, peers=peers)
         root = FileRootKey.load(Path(settings.root_key))
         self._keys = KeyService(database=database, root=root, clock=clock, entropy=entropy)
@@ -98,12 +116,25 @@ class Platform:
             database=database, signer=self.signer, origin=settings.log_origin, clock=clock, entropy=entropy
         )
         recorder, epoch = self._audit_log, self.epoch
-        self._refusals = RefusalNotes(recorder=recorder, clock=clock)
+        # A fifth: what no policy decided is less worth keeping one by one.
+        self._refusals = RefusalNotes(recorder=recorder, clock=clock, per_window=max(1, quota.refusals_per_minute // 5))
 
         self._authorizer = authorizer = PolicyAuthorizer(
-            database=database, store=AccessStore(database=database), recorder=recorder, epoch=epoch, clock=clock
+            database=database,
+            store=AccessStore(database=database),
+            recorder=recorder,
+            epoch=epoch,
+            clock=clock,
+            refusals_per_minute=quota.refusals_per_minute,
         )
-        policies = PolicyService(database=database, authorizer=authorizer, recorder=recorder, epoch=epoch, clock=clock)
+        policies = PolicyService(
+            database=database,
+            authorizer=authorizer,
+            recorder=recorder,
+            epoch=epoch,
+            clock=clock,
+            max_versions=quota.policy_versions,
+        )
         registry = TenantRegistry(database=database)
         self._memberships = Memberships(issuer=settings.issuer)
         links = Links(database=database, clock=clock, base_url=settings.base_url)
@@ -141,6 +172,7 @@ class Platform:
             entropy=entropy,
         )
         members = MemberService(
+            quota=quota,
             database=database,
             memberships=self._memberships,
             links=links,
@@ -151,6 +183,7 @@ class Platform:
             entropy=entropy,
         )
         service_accounts = ServiceAccountService(
+            quota=quota,
             database=database,
             memberships=self._memberships,
             authorizer=authorizer,
@@ -161,11 +194,12 @@ class Platform:
         )
         self._uploads = UploadService(
             database=database,
-            blobs=LocalBlobs(data / "blobs"),
+            blobs=ReservedBlobs(LocalBlobs(data / "blobs"), disk=disk),
             sealer=self._keys,
             clock=clock,
             entropy=entropy,
             authorizer=authorizer,
+            quota=quota,
         )
         models = ModelService(
             database=database,
@@ -190,7 +224,7 @@ class Platform:
             entropy=entropy,
             epoch=epoch,
         )
-        queue = JobQueue(clock=clock, entropy=entropy)
+        queue = JobQueue(clock=clock, entropy=entropy, max_active=quota.active_jobs)
         training = TrainingService(
             database=database,
             authorizer=authorizer,
@@ -200,6 +234,7 @@ class Platform:
             datasets=datasets,
             models=models,
             sealer=self._keys,
+            uploads=self._uploads,
         )
         limits = Limits(memory_bytes=settings.worker_memory_mib * MIB, threads=settings.worker_threads)
         sandbox = ProcessSandbox()
@@ -219,6 +254,7 @@ class Platform:
             weights=lambda version: models.open_weights(version.ref.owner, version.ref.object_id, version.version),
             limits=limits,
             sandbox=sandbox,
+            max_workers=settings.max_workers,
         )
         grants = GrantService(
             database=database,
@@ -264,13 +300,22 @@ class Platform:
         management = Management(
             endpoints=self.endpoints,
             authenticator=authenticator,
-            idempotency=IdempotencyStore(database=database, clock=clock),
+            idempotency=IdempotencyStore(database=database, clock=clock, tenant_keys=quota.idempotency_keys),
             base_url=settings.base_url,
             limits=requests,
             unacknowledged=self.epoch.unacknowledged,
             notes=self._refusals,
         )
         pages = issuer_routes(issuer=issuer, tenants=self.tenants, base_url=settings.base_url, entropy=entropy)
+        self.health = Health(
+            {
+                "the policy epoch cannot be read": epoch.current,
+                "the audit log takes no entries": lambda: self._audit_log.accepting,
+                "the root key cannot be used": lambda: self._keys.check_root(PLATFORM),
+                "the disk is full": disk.has_room,
+            },
+            clock=clock,
+        )
         data_plane = DataPlane(
             authenticator=authenticator,
             models=models,
@@ -281,6 +326,7 @@ class Platform:
             limits=requests,
             base_url=settings.base_url,
             notes=self._refusals,
+            ready=self.health.ready,
         )
         self.asgi: ASGIApp = Gateway(
             management=management.app(pages),
@@ -288,7 +334,10 @@ class Platform:
             entropy=entropy,
             notes=self._refusals,
             on_shutdown=self._serving.close,
+            watch=Watch(self.metrics),
+            has_room=disk.has_room,
         )
+        self.metrics.collect(Gauges(database=database, clock=clock, live=self._live(disk), dropped=dropped_lines))
         self._stop = threading.Event()
         self._housekeeper = threading.Thread(target=self._keep_house, name="housekeeper", daemon=True)
 
@@ -328,6 +377,19 @@ class Platform:
         """Return the OpenAPI document of what is served."""
         return openapi.document(self.endpoints, version=__version__)
 
+    def _live(self, disk: Disk) -> tuple[Live, ...]:
+        return (
+            Live("modelkeep_predictions_waiting", "Predictions that wait for a worker.", lambda: self._serving.waiting),
+            Live("modelkeep_workers_alive", "Worker processes that serve predictions.", lambda: self._serving.alive),
+            Live("modelkeep_connections", "Open connections.", lambda: self.connections.open),
+            Live("modelkeep_audit_queued", "Audit entries in memory, not committed.", lambda: self._audit_log.queued),
+            Live("modelkeep_epoch_age_seconds", "Since the policy epoch was last read.", lambda: self.epoch.age_s),
+            Live("modelkeep_server_processes", "Server processes that are alive.", lambda: self.epoch.processes),
+            Live("modelkeep_ready", "1 when the server should get requests.", lambda: not self.health.reasons()),
+            Live("modelkeep_disk_free_bytes", "Free on the data folder's disk.", disk.free_bytes),
+            Live("modelkeep_disk_reserve_bytes", "Kept of it for the log.", lambda: disk.reserve_bytes),
+        )
+
     def _prepare(self) -> None:
         """Make the platform's own keys, once."""
         with self._database.tenant(PLATFORM, by=System(reason="prepare the platform's keys")) as tx:
@@ -340,5 +402,6 @@ class Platform:
         while not self._stop.wait(_EXPIRY_S):
             try:
                 self._uploads.expire()
+                self._dispatcher.clear_leftovers()
             except ModelkeepError:
-                _log.exception("uploads could not be expired; it is tried again")
+                _log.exception("what is over could not be cleared away; it is tried again")

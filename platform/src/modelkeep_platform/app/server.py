@@ -4,6 +4,7 @@ On SIGTERM no new connection is taken, running requests and predictions finish (
 interrupted with what they ran charged, what the log still holds is written, and the heartbeat goes.
 """
 
+import logging
 import signal
 import socket
 from pathlib import Path
@@ -11,12 +12,15 @@ from pathlib import Path
 import uvicorn
 
 from modelkeep_platform.app import settings as settings_file
+from modelkeep_platform.app.metrics_server import MetricsServer
 from modelkeep_platform.app.platform import Platform
 from modelkeep_platform.app.settings import is_loopback
 from modelkeep_platform.app.supervisor import Supervisor
 from modelkeep_platform.core.errors import ConflictError, UnprocessableError
-from modelkeep_platform.http.connection import BoundedProtocol
+from modelkeep_platform.http.connection import bounded
 from modelkeep_platform.telemetry import logs
+
+_log = logging.getLogger(__name__)
 
 
 def serve(
@@ -29,6 +33,7 @@ def serve(
     unsafe_no_tls: bool,
     workers: int = 1,
     listener_fd: int | None = None,
+    process_number: int = 0,
 ) -> None:
     """Serve the installation in `data` until SIGTERM or SIGINT.
 
@@ -41,6 +46,7 @@ def serve(
         unsafe_no_tls: whether plain HTTP may leave this machine.
         workers: how many server processes share the address.
         listener_fd: a bound socket inherited from a supervisor.
+        process_number: which of the supervisor's servers this is; its metrics are at that port further on.
 
     Raises:
         UnprocessableError: it would listen beyond loopback without TLS, or half of a TLS pair is missing.
@@ -55,7 +61,7 @@ def serve(
             f"`{host}` is beyond loopback: give --tls-cert and --tls-key, or --unsafe-no-tls behind a TLS proxy",
             code="tls_required",
         )
-    logs.configure()
+    lines = logs.configure(level=settings.log_level, form=settings.log_format)
     listener = _listen(host, port) if listener_fd is None else socket.socket(fileno=listener_fd)
     if workers > 1:
         options: tuple[str, ...] = ("--unsafe-no-tls",) if unsafe_no_tls else ()
@@ -67,14 +73,19 @@ def serve(
     # is closed.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    platform = Platform(data=data.resolve(), settings=settings)
-    platform.start()
+    platform = Platform(data=data.resolve(), settings=settings, dropped_lines=lambda: lines.dropped)
+    metrics: MetricsServer | None = None
     try:
+        if settings.metrics_port:
+            port = settings.metrics_port + process_number
+            metrics = MetricsServer(platform.metrics.registry, host=settings.metrics_host, port=port)
+        platform.start()
+        _log.info("the server takes requests")
         uvicorn.Server(
             uvicorn.Config(
                 platform.asgi,
                 loop="uvloop",
-                http=BoundedProtocol,
+                http=bounded(platform.connections),
                 ws="none",
                 access_log=False,
                 log_config=None,
@@ -90,7 +101,11 @@ def serve(
             )
         ).run(sockets=[listener])
     finally:
+        if metrics is not None:
+            metrics.close()
         platform.close()
+        _log.info("the server has stopped")
+        lines.close()
 
 
 def _listen(host: str, port: int) -> socket.socket:

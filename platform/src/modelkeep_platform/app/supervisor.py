@@ -44,9 +44,12 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop.set())
         self._listener.listen(2048)
-        self._children = [self._start() for _ in range(self._count)]
+        self._children = [self._start(number) for number in range(self._count)]
         while not self._stop.wait(_LOOK_S):
-            self._children = [child if child.poll() is None else self._replace(child) for child in self._children]
+            self._children = [
+                child if child.poll() is None else self._replace(child, number)
+                for number, child in enumerate(self._children)
+            ]
         for child in self._children:
             child.terminate()
         for child in self._children:
@@ -56,11 +59,12 @@ class Supervisor:
                 child.kill()
                 child.wait()
 
-    def _start(self) -> "subprocess.Popen[bytes]":
-        return subprocess.Popen(self._command, pass_fds=(self._listener.fileno(),))  # noqa: S603 -- our own command
+    def _start(self, number: int) -> "subprocess.Popen[bytes]":
+        command = [*self._command, "--process-number", str(number)]
+        return subprocess.Popen(command, pass_fds=(self._listener.fileno(),))  # noqa: S603 -- our own command
 
-    def _replace(self, dead: "subprocess.Popen[bytes]") -> "subprocess.Popen[bytes]":
+    def _replace(self, dead: "subprocess.Popen[bytes]", number: int) -> "subprocess.Popen[bytes]":
         _log.error("a server process ended with status %s and is started again", dead.returncode)
         # A server that cannot start must not be started in a tight loop.
         self._stop.wait(_SETTLE_S if dead.returncode > 0 else 0)
-        return self._start()
+        return self._start(number)

@@ -77,13 +77,27 @@ class AuditLog:
         """
         now = self._clock.now_s()
         with self._queued:
-            # INVARIANT: a writer that failed, stopped or died takes nothing more, from the next call on.
-            dead = self._thread.ident is not None and not self._thread.is_alive()
-            if self._failing or self._stopping or dead or len(self._queue) >= MAX_QUEUED:
+            if not self._takes():
                 raise UnavailableError("the audit log cannot take entries; try again", code="audit_unavailable")
             self._queue.append((event, now))
             if len(self._queue) == 1:
                 self._queued.notify()
+
+    @property
+    def queued(self) -> int:
+        """Return how many events wait to be committed."""
+        return len(self._queue)
+
+    @property
+    def accepting(self) -> bool:
+        """Return whether `record_soon` takes entries at present."""
+        with self._queued:
+            return self._takes()
+
+    def _takes(self) -> bool:
+        # INVARIANT: a writer that failed, stopped or died takes nothing more, from the next call on.
+        dead = self._thread.ident is not None and not self._thread.is_alive()
+        return not (self._failing or self._stopping or dead or len(self._queue) >= MAX_QUEUED)
 
     def flush(self) -> None:
         """Commit what is queued now; when it returns, what was queued before is committed, by whomever."""

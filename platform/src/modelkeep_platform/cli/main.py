@@ -81,6 +81,7 @@ def init(data: Path, root_key: Path, base_url: str, host: str, port: int | None)
 @click.option("--unsafe-no-tls", is_flag=True, help="Listen beyond loopback in plain HTTP, behind a TLS proxy.")
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="How many server processes.")
 @click.option("--listener-fd", type=int, hidden=True)
+@click.option("--process-number", type=int, default=0, hidden=True)
 @_explained
 def serve(
     data: Path,
@@ -90,6 +91,7 @@ def serve(
     tls_key: Path | None,
     workers: int,
     listener_fd: int | None,
+    process_number: int,
     *,
     unsafe_no_tls: bool,
 ) -> None:
@@ -105,6 +107,7 @@ def serve(
         unsafe_no_tls=unsafe_no_tls,
         workers=workers,
         listener_fd=listener_fd,
+        process_number=process_number,
     )
 
 

@@ -9,6 +9,7 @@ from starlette.responses import Response
 from modelkeep_platform.core.errors import CallerError, ModelkeepError, PlatformError, RateLimitedError
 from modelkeep_platform.core.ids import RequestId
 from modelkeep_platform.http.status import status_of
+from modelkeep_platform.telemetry.logs import fields
 
 _log = logging.getLogger(__name__)
 
@@ -73,13 +74,17 @@ def protocol_error_response(error: BaseException, *, request_id: RequestId, reso
     return response
 
 
+def code_of(error: BaseException) -> str:
+    """Return the code that an error is answered with."""
+    return error.error_code if isinstance(error, ModelkeepError) else INTERNAL.error_code
+
+
 def _shown(error: BaseException, request_id: RequestId) -> ModelkeepError:
-    if not isinstance(error, ModelkeepError):
-        _log.error("request %s failed", request_id, exc_info=error)
-        return INTERNAL
-    if isinstance(error, PlatformError):
-        _log.warning("request %s: %s: %s", request_id, error.error_code, error.message)
-    return error
+    shown = error if isinstance(error, ModelkeepError) else INTERNAL
+    if status_of(shown) == 500:  # noqa: PLR2004 -- RFC 9110's number is the name
+        # Where, and of what type, not in its words: those of a database's error hold the row.
+        _log.error("a request failed", extra=fields(request_id=request_id, code=shown.error_code), exc_info=error)
+    return shown
 
 
 def _refusal(error: ModelkeepError, body: bytes, request_id: RequestId, resource_metadata: str) -> Response:

@@ -1,10 +1,13 @@
 """The server's side of a connection: uvicorn's, with a bound on the head of a request in bytes and in time.
 
 uvicorn's fast parser keeps whatever a client sends as a head, for as long as it sends: one connection could fill the
-memory with a header that never ends, or hold its place with a byte a minute. Here a head has 64 KiB and 15 s.
+memory with a header that never ends, or hold its place with a byte a minute. Here a head has 64 KiB and 15 s. And there
+are only so many connections, of all and of one address: what is more is closed before a byte of it is read.
 """
 
 import asyncio
+from collections import Counter
+from collections.abc import Callable
 from typing import Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -13,9 +16,49 @@ HEAD_BYTES: Final = 64 * 1024
 HEAD_TIMEOUT_S: Final = 15.0
 
 
-class BoundedProtocol(HttpToolsProtocol):
-    """One connection."""
+class Connections:
+    """How many connections are open in this process; used by the event loop alone.
 
+    Args:
+        most: how many at once.
+        of_source: how many of one address; 0 for any number.
+        refused: told which limit was reached.
+    """
+
+    def __init__(
+        self, *, most: int = 4096, of_source: int = 0, refused: Callable[[str], None] = lambda _limit: None
+    ) -> None:
+        self._most = most
+        self._of_source = of_source
+        self._refused = refused
+        self._sources: Counter[str] = Counter()
+        self.open = 0
+
+    def enter(self, source: str) -> bool:
+        """Count a connection, and return whether it may stay."""
+        if self.open >= self._most:
+            self._refused("all")
+            return False
+        if self._of_source and self._sources[source] >= self._of_source:
+            self._refused("source")
+            return False
+        self.open += 1
+        self._sources[source] += 1
+        return True
+
+    def leave(self, source: str) -> None:
+        """Forget a connection that `enter` counted."""
+        self.open -= 1
+        self._sources[source] -= 1
+        if not self._sources[source]:
+            del self._sources[source]
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """One connection; `bounded` makes the class for a server's `Connections`."""
+
+    bounds = Connections()
+    _source: str | None = None
     _head_bytes = 0
     _in_head = True
     _deadline: asyncio.TimerHandle | None = None
@@ -23,11 +66,20 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first head."""
         super().connection_made(transport)
+        peer = transport.get_extra_info("peername")
+        source = str(peer[0]) if peer else ""
+        if not self.bounds.enter(source):
+            transport.abort()
+            return
+        self._source = source
         self._deadline = self.loop.call_later(HEAD_TIMEOUT_S, self._end)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Let go of the timer."""
         self._in_time()
+        if self._source is not None:
+            self.bounds.leave(self._source)
+            self._source = None
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -60,3 +112,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_time()
         if not self.transport.is_closing():
             self.transport.close()
+
+
+def bounded(connections: Connections) -> type[BoundedProtocol]:
+    """Return the protocol of a server that counts its connections in `connections`."""
+    return type("BoundedProtocol", (BoundedProtocol,), {"bounds": connections})

@@ -1,21 +1,27 @@
 """The outermost ASGI application: request ids, limits of the head, and the data plane before the router.
 
 `/v2` goes straight to the raw data plane, which does its own limits and errors; all else to Starlette. Every answer
-gets the headers that all of them carry, and a refusal of somebody unknown is counted by source.
+gets the headers that all of them carry, a refusal of somebody unknown is counted by source, and each request is a line
+of the log. When the disk is as good as full, what would write is refused here, before anything is read: what is left of
+it is kept for the log. Reading, deleting and logging in go on, and the operator's own work.
 """
 
+import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from modelkeep_platform.core.errors import ModelkeepError, UnavailableError
 from modelkeep_platform.core.ids import RequestId, new_object_id
 from modelkeep_platform.core.ports import Entropy
 from modelkeep_platform.http.answers import ALWAYS, error_response, protocol_error_response
 from modelkeep_platform.http.heads import over_limits
 from modelkeep_platform.http.refusals import CALLER, Notes
+from modelkeep_platform.http.watch import CODE, STATUS, Watch
 
 _REFUSALS: Final = range(400, 500)
+_WRITES: Final = frozenset({"POST", "PUT", "PATCH"})
 
 
 class Gateway:
@@ -27,6 +33,8 @@ class Gateway:
         entropy: makes request ids.
         notes: counts refusals of strangers.
         on_shutdown: awaited in the server's own event loop after the last request.
+        watch: told of every request when it is over.
+        has_room: whether the disk takes more than the log.
     """
 
     def __init__(
@@ -37,12 +45,16 @@ class Gateway:
         entropy: Entropy,
         notes: Notes,
         on_shutdown: Callable[[], Awaitable[None]],
+        watch: Watch | None = None,
+        has_room: Callable[[], bool] = lambda: True,
     ) -> None:
         self._management = management
         self._data_plane = data_plane
         self._entropy = entropy
         self._notes = notes
         self._on_shutdown = on_shutdown
+        self._watch = watch or Watch()
+        self._has_room = has_room
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection event."""
@@ -57,15 +69,30 @@ class Gateway:
         path: str = scope["path"]
         inference = path == "/v2" or path.startswith("/v2/")
         target = self._data_plane if inference else self._management
-        refusal = over_limits(scope)
+        refusal = over_limits(scope) or self._without_room(scope)
         if refusal is not None:
             respond = protocol_error_response if inference else error_response
+            scope[CODE] = refusal.error_code
             target = respond(refusal, request_id=request_id, resource_metadata="")
-        await target(scope, receive, self._outward(scope, request_id, send))
+        began = time.perf_counter()
+        try:
+            await target(scope, receive, self._outward(scope, request_id, send))
+        finally:
+            self._watch.saw(scope, time.perf_counter() - began)
+
+    def _without_room(self, scope: Scope) -> ModelkeepError | None:
+        path = scope["path"]
+        if scope["method"] not in _WRITES or not path.startswith(("/v1/", "/v2/")) or path.startswith("/v1/tenants"):
+            return None
+        if self._has_room():
+            return None
+        message = "the platform's disk is full; try again later, deleting still works"
+        return UnavailableError(message, code="disk_full")
 
     def _outward(self, scope: Scope, request_id: RequestId, send: Send) -> Send:
         async def complete(message: Message) -> None:
             if message["type"] == "http.response.start":
+                scope[STATUS] = message["status"]
                 if message["status"] in _REFUSALS and scope.get(CALLER) is None:
                     client = scope.get("client")
                     self._notes.of_stranger(client[0] if client else "", message["status"])

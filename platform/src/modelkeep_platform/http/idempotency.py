@@ -15,6 +15,7 @@ from sqlalchemy.exc import IntegrityError as DuplicateError
 
 from modelkeep_platform.core.callers import Caller
 from modelkeep_platform.core.errors import CallerError, ConflictError, MalformedError, RateLimitedError
+from modelkeep_platform.core.limits import DEFAULT_QUOTA
 from modelkeep_platform.core.ports import Clock
 from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.tables.idempotency import idempotency
@@ -33,9 +34,18 @@ class IdempotencyStore:
         database: where rows are.
         clock: ages them.
         max_keys: how many of one principal are kept at once, so that keys cannot fill the database.
+        tenant_keys: how many of one tenant, so that many principals cannot either.
     """
 
-    def __init__(self, *, database: Database, clock: Clock, max_keys: int = MAX_KEYS) -> None:
+    def __init__(
+        self,
+        *,
+        database: Database,
+        clock: Clock,
+        max_keys: int = MAX_KEYS,
+        tenant_keys: int = DEFAULT_QUOTA.idempotency_keys,
+    ) -> None:
+        self._tenant_keys = tenant_keys
         self._database = database
         self._max_keys = max_keys
         self._clock = clock
@@ -55,7 +65,7 @@ class IdempotencyStore:
         Raises:
             MalformedError: not a usable key.
             ConflictError: the key was used for another request, is being used, or its answer held a secret.
-            RateLimitedError: the principal's keys of the day are used up.
+            RateLimitedError: the principal's or the tenant's keys of the day are used up.
         """
         if not _KEY.match(key):
             raise MalformedError("an Idempotency-Key is 8 to 128 visible ASCII characters", code="invalid_key")
@@ -90,16 +100,17 @@ class IdempotencyStore:
         return None
 
     def _bound(self, tx: TenantTransaction, caller: Caller, now: int) -> None:
-        mine = tx.select(
-            idempotency,
-            sa.func.count(idempotency.c.key_hash).label("n"),
-            sa.func.min(idempotency.c.created_at).label("since"),
-        ).where(idempotency.c.principal == caller.principal)
-        row = tx.first(mine)
-        if row is not None and row["n"] >= self._max_keys:
+        mine = idempotency.c.principal == caller.principal
+        for who, most, where in (("account", self._max_keys, mine), ("tenant", self._tenant_keys, sa.true())):
+            kept = tx.first(tx.select(idempotency, sa.func.count(idempotency.c.key_hash).label("n")).where(where))
+            if kept is None or kept["n"] < most:
+                continue
+            # When the oldest is forgotten; looked for only now, since it reads every row.
+            oldest = tx.first(tx.select(idempotency, sa.func.min(idempotency.c.created_at).label("at")).where(where))
+            since = now if oldest is None else oldest["at"]
             raise RateLimitedError(
-                f"{self._max_keys} Idempotency-Keys of this account are kept for a day; send this request without one",
-                retry_after_s=max(1, row["since"] + KEEP_S - now),
+                f"{most} Idempotency-Keys of this {who} are kept for a day; send this request without one",
+                retry_after_s=max(1, since + KEEP_S - now),
                 code="too_many_keys",
             )
 

@@ -20,11 +20,12 @@ from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.callers import Caller
 from modelkeep_platform.core.errors import CallerError, MalformedError, NotFoundError, UnauthenticatedError
 from modelkeep_platform.core.ids import RequestId
-from modelkeep_platform.http.answers import MethodNotAllowedError, encode, error_response, json_response
+from modelkeep_platform.http.answers import MethodNotAllowedError, code_of, encode, error_response, json_response
 from modelkeep_platform.http.bodies import BODY_TIMEOUT_S, read_body
 from modelkeep_platform.http.idempotency import IdempotencyStore
 from modelkeep_platform.http.refusals import CALLER, Notes, noted
 from modelkeep_platform.http.routing import MAX_QUERY_CHARS, Call, Endpoint, Public, parse_body
+from modelkeep_platform.http.watch import CODE, matched
 from modelkeep_platform.limits.service import RequestLimitError, RequestLimits
 from modelkeep_platform.limits.service import headers as limit_headers
 from modelkeep_platform.limits.windows import Standing
@@ -116,6 +117,8 @@ class Management:
 
     async def _serve(self, endpoint: Endpoint, request: Request) -> Response:
         request_id: RequestId = request.scope["request_id"]
+        route = f"{endpoint.method} {endpoint.path}"
+        matched(request.scope, route, endpoint.guard)
         standing: Standing | None = None
         try:
             if isinstance(endpoint.guard, Public):
@@ -132,8 +135,9 @@ class Management:
                 request.scope,
                 notes=self._notes,
                 action=endpoint.guard if isinstance(endpoint.guard, Action) else _REQUEST,
-                route=f"{endpoint.method} {endpoint.path}",
+                route=route,
             )
+            request.scope[CODE] = code_of(answered)
             response = error_response(answered, request_id=request_id, resource_metadata=self._metadata)
             if isinstance(exc, RequestLimitError):
                 standing = exc.standing
@@ -223,6 +227,7 @@ class Management:
         return self._envelope(request, exc)
 
     def _envelope(self, request: Request, error: Exception) -> Response:
+        request.scope[CODE] = code_of(error)
         return error_response(error, request_id=request.scope["request_id"], resource_metadata=self._metadata)
 
 

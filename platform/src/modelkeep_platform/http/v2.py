@@ -8,6 +8,7 @@ import asyncio
 import logging
 import zlib
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Protocol
@@ -31,11 +32,12 @@ from modelkeep_platform.core.events import Event, Outcome
 from modelkeep_platform.core.ids import RequestId
 from modelkeep_platform.core.limits import MAX_INFER_BYTES
 from modelkeep_platform.core.ports import Clock, EpochSource, Recorder
-from modelkeep_platform.http.answers import ALWAYS, MethodNotAllowedError, protocol_error_response
+from modelkeep_platform.http.answers import ALWAYS, MethodNotAllowedError, code_of, protocol_error_response
 from modelkeep_platform.http.bodies import BODY_TIMEOUT_S, IDENTITY, content_encoding, read_raw
 from modelkeep_platform.http.management import CallerSource, bearer
 from modelkeep_platform.http.refusals import CALLER, Notes, noted
 from modelkeep_platform.http.v2_json import NAMES, check_outputs, encode_answer, parse_request
+from modelkeep_platform.http.watch import CODE, INFER, matched
 from modelkeep_platform.limits.service import RequestLimitError, RequestLimits
 from modelkeep_platform.limits.service import headers as limit_headers
 from modelkeep_platform.models.values import ServableVersion
@@ -46,6 +48,11 @@ _log = logging.getLogger(__name__)
 _CACHED: Final = 4096
 _IN_LINE_BYTES: Final = 128 * 1024
 _RECORDED: Final = "modelkeep.recorded"
+_TEMPLATES: Final = {
+    "infer": (INFER, Action.MODEL_PREDICT),
+    "ready": ("GET /v2/models/{name}/ready", Action.MODEL_PREDICT),
+    "": ("GET /v2/models/{name}", Action.MODEL_PREDICT),
+}
 
 Scope = Any
 Receive = Any
@@ -88,6 +95,7 @@ class DataPlane:
         base_url: the platform's address.
         notes: where refusals of known callers are noted that no policy decided.
         body_timeout_s: how long a body may take to arrive, in seconds.
+        ready: raises `UnavailableError` when the server should get no requests; None asks the epoch alone.
     """
 
     def __init__(
@@ -103,7 +111,9 @@ class DataPlane:
         base_url: str,
         notes: Notes,
         body_timeout_s: float = BODY_TIMEOUT_S,
+        ready: Callable[[], object] | None = None,
     ) -> None:
+        self._ready = ready or epoch.current
         self._limits = limits
         self._authenticator = authenticator
         self._models = models
@@ -147,8 +157,9 @@ class DataPlane:
                 scope,
                 notes=self._notes,
                 action=Action.MODEL_PREDICT if infer else Action.MODEL_READ,
-                route="POST /v2/models/{name}/infer" if infer else "GET /v2/models/{name}",
+                route=INFER if infer else "GET /v2/models/{name}",
             )
+        scope[CODE] = code_of(error)
         return protocol_error_response(error, request_id=scope["request_id"], resource_metadata=self._metadata)
 
     async def _route(self, scope: Scope, receive: Receive, request_id: RequestId) -> tuple[int, bytes]:
@@ -156,17 +167,22 @@ class DataPlane:
         method = scope["method"]
         match parts:
             case ["health", "live"]:
+                matched(scope, "GET /v2/health/live", None)
                 _method(method, "GET")
                 return 200, b'{"live":true}'
             case ["health", "ready"]:
+                matched(scope, "GET /v2/health/ready", None)
                 _method(method, "GET")
-                self._epoch.current()
+                await asyncio.to_thread(self._ready)
                 return 200, b'{"ready":true}'
             case []:
+                matched(scope, "GET /v2", None)
                 _method(method, "GET")
                 return 200, _server()
             case ["models", name, *rest]:
                 version, verb = _version_and_verb(rest)
+                # One template for a model and its versions: what is counted is what was asked of it.
+                matched(scope, *_TEMPLATES[verb])
                 caller = await self._caller(scope, request_id)
                 standing = self._limits.admit_now(caller) or await asyncio.to_thread(self._limits.admit, caller)
                 scope["standing"] = standing

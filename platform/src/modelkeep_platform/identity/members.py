@@ -7,6 +7,7 @@ from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.callers import PrincipalKind, Role, TenantCaller
 from modelkeep_platform.core.events import Event, Outcome
 from modelkeep_platform.core.ids import ObjectId, PrincipalId, check_name, new_object_id
+from modelkeep_platform.core.limits import DEFAULT_QUOTA, Quota
 from modelkeep_platform.core.ports import Authorizer, Clock, Entropy, EpochSource, Recorder
 from modelkeep_platform.core.refs import Kind, ResourceRef, collection, missing
 from modelkeep_platform.identity.links import Link, Links
@@ -49,6 +50,7 @@ class MemberService:
         epoch: moved by each change.
         clock: stamps members.
         entropy: names them.
+        quota: how many one tenant may have.
     """
 
     def __init__(
@@ -62,7 +64,9 @@ class MemberService:
         epoch: EpochSource,
         clock: Clock,
         entropy: Entropy,
+        quota: Quota = DEFAULT_QUOTA,
     ) -> None:
+        self._quota = quota
         self._database = database
         self._memberships = memberships
         self._links = links
@@ -85,7 +89,7 @@ class MemberService:
         Raises:
             ForbiddenError: the caller may not.
             UnprocessableError: the name or roles cannot be.
-            ConflictError: the name is taken.
+            ConflictError: the name is taken, or the tenant has as many members as it may.
         """
         decision = self._authorizer.require(caller, Action.MEMBER_INVITE, collection(caller.tenant, Kind.MEMBER))
         now = self._clock.now_s()
@@ -100,7 +104,9 @@ class MemberService:
             created_at=now,
         )
         with self._database.platform() as tx:
-            self._memberships.add(tx.as_tenant(decision.ref.owner), membership)
+            own = tx.as_tenant(decision.ref.owner)
+            self._memberships.refuse_more(own, PrincipalKind.USER, self._quota.members)
+            self._memberships.add(own, membership)
             link = self._links.make_in(tx, caller.tenant, subject=membership.subject, username=membership.name)
             self._recorder.record(tx, _event(caller, Action.MEMBER_INVITE, membership))
             tx.bump_epoch()

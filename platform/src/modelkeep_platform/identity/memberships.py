@@ -72,6 +72,22 @@ class Memberships:
             created_at=membership.created_at,
         )
 
+    def refuse_more(self, tx: TenantTransaction, kind: PrincipalKind, most: int) -> None:
+        """Raise when the tenant has as many of a kind as it may; in the transaction that would add one.
+
+        Raises:
+            ConflictError: it has.
+        """
+        row = tx.first(
+            tx.select(memberships, sa.func.count().label("n")).where(
+                memberships.c.issuer == self._issuer, memberships.c.kind == kind
+            )
+        )
+        if row is not None and row["n"] >= most:
+            if kind is PrincipalKind.USER:
+                raise ConflictError(f"this tenant has {most} members; remove some", code="too_many_members")
+            raise ConflictError(f"this tenant has {most} accounts; delete some", code="too_many_service_accounts")
+
     def set(self, tx: TenantTransaction, subject: str, **values: object) -> None:
         """Change columns of one membership; `roles` is a set of roles."""
         if "roles" in values:

@@ -14,15 +14,17 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from modelkeep_platform.core.errors import ConflictError, MalformedError
+from modelkeep_platform.core.errors import ConflictError, MalformedError, RateLimitedError
 from modelkeep_platform.core.ids import TenantId, new_object_id
+from modelkeep_platform.core.limits import DEFAULT_QUOTA
 from modelkeep_platform.core.ports import Clock, Entropy
 from modelkeep_platform.storage.tables.jobs import job_lines, jobs
 from modelkeep_platform.storage.transactions import PlatformTransaction, Row, TenantTransaction
 
-MAX_ACTIVE: Final = 20
+MAX_ACTIVE: Final = DEFAULT_QUOTA.active_jobs
 MAX_LINES: Final = 1000
 _MAX_LINE: Final = 400
+_RETRY_S: Final = 30
 _NUMBER: Final = re.compile(r"[0-9]{1,15}")
 
 
@@ -93,9 +95,11 @@ class JobQueue:
     Args:
         clock: times leases.
         entropy: names jobs.
+        max_active: how many of one tenant may be queued and running.
     """
 
-    def __init__(self, *, clock: Clock, entropy: Entropy) -> None:
+    def __init__(self, *, clock: Clock, entropy: Entropy, max_active: int = MAX_ACTIVE) -> None:
+        self._max_active = max_active
         self._clock = clock
         self._entropy = entropy
 
@@ -104,17 +108,38 @@ class JobQueue:
         return new_object_id(self._entropy, "job")
 
     def enqueue(
-        self, tx: TenantTransaction, *, job_id: str, kind: str, name: str, payload: bytes, principal: str, steps: int
+        self,
+        tx: TenantTransaction,
+        *,
+        job_id: str,
+        kind: str,
+        name: str,
+        payload: bytes,
+        principal: str,
+        steps: int,
+        stored_bytes: int = 0,
     ) -> Job:
         """Add a job, in the transaction that reserves what it needs.
 
+        Args:
+            tx: an open transaction of the job's tenant.
+            job_id: made by `new_id`.
+            kind: what work it is.
+            name: what people know it by.
+            payload: what its worker needs to know, sealed.
+            principal: who started it.
+            steps: how many it has.
+            stored_bytes: what it sets aside of its tenant's storage.
+
         Raises:
-            ConflictError: the tenant has as many jobs queued and running as it may.
+            RateLimitedError: the tenant has as many jobs queued and running as it may; they end by themselves.
         """
         active = tx.first(tx.select(jobs, sa.func.count().label("n")).where(jobs.c.state.in_(ACTIVE)))
-        if active is not None and active["n"] >= MAX_ACTIVE:
-            raise ConflictError(
-                f"this tenant has {MAX_ACTIVE} jobs queued or running; wait for one to end", code="too_many_jobs"
+        if active is not None and active["n"] >= self._max_active:
+            raise RateLimitedError(
+                f"this tenant has {self._max_active} jobs queued or running; wait for one to end",
+                retry_after_s=_RETRY_S,
+                code="too_many_jobs",
             )
         tx.insert(
             jobs,
@@ -129,6 +154,7 @@ class JobQueue:
             step=0,
             steps=steps,
             created_at=self._clock.now_s(),
+            stored_bytes=stored_bytes,
         )
         found = self.find(tx, job_id)
         if found is None:
@@ -199,9 +225,12 @@ class JobQueue:
             error: code and message, without data.
             result_version: the version it made.
         """
+        # A version is counted by itself; what a job that did not succeed left behind is, until `forget_stored`.
+        given_back = {"stored_bytes": 0} if state is JobState.SUCCEEDED else {}
         self._change(
             tx,
             lease,
+            **given_back,
             state=state,
             finished_at=self._clock.now_s(),
             error_code=None if error is None else error[0],
@@ -226,7 +255,7 @@ class JobQueue:
         queued = tx.change(
             tx.update(jobs)
             .where(jobs.c.id == job_id, jobs.c.state == JobState.QUEUED)
-            .values(state=JobState.CANCELLED, cancel=True, finished_at=self._clock.now_s())
+            .values(state=JobState.CANCELLED, cancel=True, finished_at=self._clock.now_s(), stored_bytes=0)
         )
         asked = tx.change(
             tx.update(jobs).where(jobs.c.id == job_id, jobs.c.state == JobState.RUNNING).values(cancel=True)
@@ -258,6 +287,22 @@ class JobQueue:
         if not changed:
             raise StaleLeaseError("the lease on this job is not over any more, or the job has ended")
         return replace(lapsed, fence=lapsed.fence + 1)
+
+    def leftovers(self, tx: PlatformTransaction, *, older_s: int) -> Sequence[tuple[TenantId, str]]:
+        """Return jobs that did not succeed, `older_s` seconds ago, and still hold some of their tenant's storage."""
+        rows = tx.all(
+            sa.select(jobs.c.tenant_id, jobs.c.id).where(
+                jobs.c.state.in_((JobState.FAILED, JobState.CANCELLED)),
+                jobs.c.stored_bytes > 0,
+                jobs.c.finished_at < self._clock.now_s() - older_s,
+            )
+        )
+        return [(TenantId(row["tenant_id"]), row["id"]) for row in rows]
+
+    def forget_stored(self, tx: TenantTransaction, job_id: str) -> None:
+        """Note that what an ended job had stored is deleted."""
+        where = (jobs.c.id == job_id, jobs.c.state.not_in(ACTIVE))
+        tx.change(tx.update(jobs).where(*where).values(stored_bytes=0))
 
     def find(self, tx: TenantTransaction, job_id: str) -> Job | None:
         """Return the tenant's job, or None."""

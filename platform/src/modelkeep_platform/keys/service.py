@@ -66,6 +66,15 @@ class KeyService:
         """Return whether the owner of `tx` has a key-encryption key."""
         return tx.first(tx.select(wrapped_keks)) is not None
 
+    def check_root(self, tenant: TenantId) -> None:
+        """Unwrap the tenant's newest key and forget it; raises when the root key cannot be used.
+
+        Raises:
+            IntegrityError: there is no key, or the root does not open it.
+        """
+        with self._database.tenant(tenant, by=_SYSTEM, read_only=True) as tx:
+            self._newest_kek(tx, tenant)
+
     def create_key(self, tx: Transaction, owner: TenantId, object_id: ObjectId) -> None:
         """Make one object's data key, wrapped under the owner's newest key-encryption key.
 

@@ -71,6 +71,16 @@ class ServingService:
         check_inputs(servable.graph, inputs)
         return await self._worker(servable.ref.owner).infer(servable, inputs, timeout_s=timeout_s)
 
+    @property
+    def waiting(self) -> int:
+        """Return how many predictions wait for a worker."""
+        return sum(worker.waiting for worker in list(self._workers.values()))
+
+    @property
+    def alive(self) -> int:
+        """Return how many workers are alive."""
+        return sum(worker.alive for worker in list(self._workers.values()))
+
     async def close(self, *, limit_s: float = DRAIN_S) -> None:
         """Take nothing more, let what waits and runs finish for `limit_s` seconds, and stop every worker."""
         self._closing = True

@@ -115,6 +115,11 @@ class TenantWorker:
         """Return whether nothing waits and nothing runs."""
         return not self._queue and not self._batch
 
+    @property
+    def waiting(self) -> int:
+        """Return how many requests wait behind the batch that runs."""
+        return len(self._queue)
+
     async def infer(
         self, servable: ServableVersion, inputs: dict[str, Tensor], *, timeout_s: float
     ) -> dict[str, Tensor]:

@@ -88,6 +88,11 @@ class EpochWatcher:
         return self._number
 
     @property
+    def age_s(self) -> float:
+        """Return how long ago the epoch was last read, in seconds."""
+        return self._clock.monotonic_s() - self._read_at
+
+    @property
     def processes(self) -> int:
         """Return how many server processes are alive, this one included."""
         return 1 if self._peers is None else max(1, self._peers.alive)

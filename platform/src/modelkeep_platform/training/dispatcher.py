@@ -21,7 +21,7 @@ from modelkeep_platform.models.service import ModelService
 from modelkeep_platform.privacy.budgets import ReservationState
 from modelkeep_platform.privacy.ledger import BudgetLedger
 from modelkeep_platform.storage.database import Database
-from modelkeep_platform.storage.transactions import TenantTransaction
+from modelkeep_platform.storage.transactions import System, TenantTransaction
 from modelkeep_platform.training.run import LEASE_S, CancelledError, Parts, Run, StoppingError
 from modelkeep_platform.training.service import reservation_of
 from modelkeep_platform.uploads.service import UploadService
@@ -31,6 +31,7 @@ from modelkeep_platform.workers.process import WorkerProcess
 SLOTS: Final = 2
 MAX_JOB_S: Final = 6 * 3600.0
 CLOSE_S: Final = 10.0
+LEFTOVERS_S: Final = 24 * 3600
 _IDLE_S: Final = 0.2
 _LAPSED_EVERY_S: Final = 5.0
 _INTERRUPTED: Final = ("interrupted", "the server stopped while the job ran; start it again")
@@ -142,6 +143,16 @@ class Dispatcher:
         with self._parts.database.platform(read_only=True) as tx:
             lapsed = self._parts.queue.lapsed(tx)
         return sum(self._end(lease, JobState.FAILED, _INTERRUPTED, fence_off=True) for lease in lapsed)
+
+    def clear_leftovers(self) -> int:
+        """Delete checkpoints of jobs that failed or were cancelled a day ago; return how many jobs'."""
+        with self._parts.database.platform(read_only=True) as tx:
+            found = self._parts.queue.leftovers(tx, older_s=LEFTOVERS_S)
+        for tenant, job_id in found:
+            self._parts.uploads.delete(tenant, ObjectId(job_id))
+            with self._parts.database.tenant(tenant, by=System(reason="clear a checkpoint")) as own:
+                self._parts.queue.forget_stored(own, job_id)
+        return len(found)
 
     def run_one(self) -> bool:
         """Claim and run one job; return whether there was one."""

@@ -33,6 +33,7 @@ from modelkeep_platform.storage.transactions import System, TenantTransaction
 from modelkeep_platform.training.shapes import check_shapes
 from modelkeep_platform.training.spec import InvalidJobError, JobModel, JobSpec, parse
 from modelkeep_platform.training.values import JobFailure, JobResult, LogLine, Plan, Progress, TrainingJob
+from modelkeep_platform.uploads.service import UploadService
 
 KIND: Final = "training"
 _CURSOR_CHARS: Final = 16
@@ -68,6 +69,7 @@ class TrainingService:
         datasets: what is trained on.
         models: what is trained.
         sealer: seals what workers need.
+        uploads: keeps what jobs make, and knows how much room there is for it.
     """
 
     def __init__(
@@ -81,7 +83,9 @@ class TrainingService:
         datasets: DatasetService,
         models: ModelService,
         sealer: Sealer,
+        uploads: UploadService,
     ) -> None:
+        self._uploads = uploads
         self._database = database
         self._authorizer = authorizer
         self._recorder = recorder
@@ -131,7 +135,8 @@ class TrainingService:
             UnprocessableError: the declaration, the shapes or a layer cannot be.
             NotFoundError: no such dataset or model for this caller.
             ForbiddenError: not allowed.
-            ConflictError: too many jobs.
+            RateLimitedError: too many jobs.
+            ConflictError: its checkpoints and its result do not fit the tenant's storage.
         """
         prepared = self._prepare(caller, declaration, Action.JOB_CREATE)
         planned = self._planned(prepared)
@@ -248,6 +253,8 @@ class TrainingService:
         # One transaction: what it costs is reserved, or the job does not exist.
         with self._database.platform() as tx:
             own, owners = tx.as_tenant(caller.tenant), tx.as_tenant(prepared.dataset.owner)
+            stored = _stored_bytes(prepared)
+            self._uploads.check_room(own, stored)
             reservation = None
             if plan is not None:
                 reservation = self._ledger.reserve(owners, prepared.dataset.id, job_id, plan).id
@@ -268,6 +275,7 @@ class TrainingService:
                 payload=sealed,
                 principal=caller.principal,
                 steps=prepared.spec.steps,
+                stored_bytes=stored,
             )
             facts: dict[str, str | int | bool] = {"dataset": str(prepared.dataset.id), "private": plan is not None}
             if plan is not None:
@@ -315,6 +323,11 @@ class TrainingService:
             result=None if job.result_version is None else JobResult(model=job.name, version=job.result_version),
             created_by=job.principal,
         )
+
+
+def _stored_bytes(prepared: _Prepared) -> int:
+    """Return what a job sets aside: its result, and checkpoints, two while one replaces the other."""
+    return prepared.graph.parameter_bytes() * (1 if prepared.spec.checkpoint_every is None else 3)
 
 
 def reservation_of(tx: TenantTransaction, job_id: str) -> tuple[ObjectId | None, TenantId]:

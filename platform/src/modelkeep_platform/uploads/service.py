@@ -20,7 +20,14 @@ from modelkeep_platform.core.callers import TenantCaller
 from modelkeep_platform.core.decisions import Decision
 from modelkeep_platform.core.errors import ConflictError, TooLargeError, UnavailableError, UnprocessableError
 from modelkeep_platform.core.ids import ObjectId, TenantId, new_object_id
-from modelkeep_platform.core.limits import MAX_PART_BYTES, MAX_PARTS, MAX_UPLOAD_BYTES, UPLOAD_EXPIRY_S
+from modelkeep_platform.core.limits import (
+    DEFAULT_QUOTA,
+    MAX_PART_BYTES,
+    MAX_PARTS,
+    MAX_UPLOAD_BYTES,
+    UPLOAD_EXPIRY_S,
+    Quota,
+)
 from modelkeep_platform.core.ports import Authorizer, Clock, Entropy, Sealer, Transaction
 from modelkeep_platform.core.refs import Kind, ResourceRef, missing
 from modelkeep_platform.core.sealing import Purpose
@@ -29,9 +36,9 @@ from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.tables.uploads import upload_parts, uploads
 from modelkeep_platform.storage.transactions import Row, System, TenantTransaction
 from modelkeep_platform.uploads.artifacts import Artifacts, Manifest, PartDigest
+from modelkeep_platform.uploads.usage import check_room
 
 _SHA256: Final = re.compile(r"[0-9a-f]{64}\Z")
-MAX_OPEN_UPLOADS: Final = 64
 OPEN, COMPLETE, ABORTED = "open", "complete", "aborted"
 _ENDING: Final = "ending"
 """Given up, but its bytes may still be there: `expire` goes on where a crash or a broken disk stopped."""
@@ -76,6 +83,7 @@ class UploadService:
         clock: expires uploads.
         entropy: names them.
         authorizer: decides `upload:write`.
+        quota: how much one tenant may store, and how many uploads it may have open.
     """
 
     def __init__(
@@ -87,7 +95,9 @@ class UploadService:
         clock: Clock,
         entropy: Entropy,
         authorizer: Authorizer,
+        quota: Quota = DEFAULT_QUOTA,
     ) -> None:
+        self._quota = quota
         self._database = database
         self._sealer = sealer
         self._clock = clock
@@ -124,7 +134,7 @@ class UploadService:
         Raises:
             UnprocessableError: the size or digest is not one.
             TooLargeError: larger than an upload may be.
-            ConflictError: the tenant has too many uploads open.
+            ConflictError: the tenant has too many uploads open, or its storage is used up.
         """
         if size_bytes < 1 or not _SHA256.match(sha256):
             raise UnprocessableError(
@@ -133,10 +143,12 @@ class UploadService:
         if size_bytes > MAX_UPLOAD_BYTES:
             raise TooLargeError(f"an upload has at most {MAX_UPLOAD_BYTES} bytes")
         open_now = tx.first(tx.select(uploads, sa.func.count().label("n")).where(uploads.c.state == OPEN))
-        if open_now is not None and open_now["n"] >= MAX_OPEN_UPLOADS:
+        if open_now is not None and open_now["n"] >= self._quota.open_uploads:
             raise ConflictError(
-                f"this tenant has {MAX_OPEN_UPLOADS} uploads open; complete or delete some", code="too_many_uploads"
+                f"this tenant has {self._quota.open_uploads} uploads open; complete or delete some",
+                code="too_many_uploads",
             )
+        self.check_room(tx, size_bytes)
         if create_key:
             self._sealer.create_key(tx, tx.owner, object_id)
         now = self._clock.now_s()
@@ -159,6 +171,10 @@ class UploadService:
         if row is None:
             raise RuntimeError("the row just inserted is not there")
         return _upload(tx, row)
+
+    def check_room(self, tx: TenantTransaction, wanted_bytes: int) -> None:
+        """Return when the tenant may store `wanted_bytes` more; raises ConflictError (`storage_exhausted`)."""
+        check_room(tx, wanted_bytes=wanted_bytes, limit_bytes=self._quota.storage_bytes)
 
     def status(self, caller: TenantCaller, upload_id: str) -> Upload:
         """Return the upload and which parts arrived.

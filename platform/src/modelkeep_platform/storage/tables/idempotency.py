@@ -13,3 +13,4 @@ idempotency = tenant_table(
     sa.Column("answer", sa.LargeBinary, nullable=True),
     sa.Column("created_at", sa.BigInteger, nullable=False),
 )
+sa.Index("ix_idempotency_tenant_created", idempotency.c.tenant_id, idempotency.c.created_at)

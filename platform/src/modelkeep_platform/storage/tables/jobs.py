@@ -25,6 +25,8 @@ jobs = tenant_table(
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("started_at", sa.BigInteger, nullable=True),
     sa.Column("finished_at", sa.BigInteger, nullable=True),
+    # What its checkpoint and its result take of the tenant's storage; 0 once the result is a version of its own.
+    sa.Column("stored_bytes", sa.BigInteger, nullable=False, server_default="0"),
 )
 sa.Index("ix_jobs_state", jobs.c.state, jobs.c.created_at)
 
