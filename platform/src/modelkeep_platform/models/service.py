@@ -4,16 +4,15 @@ A version becomes visible in one step, after its graph and the header of its wei
 here, and whole weights are never held: they pass part by part.
 """
 
+import builtins
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
-import sqlalchemy as sa
-
 from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.callers import TenantCaller
 from modelkeep_platform.core.decisions import Decision
-from modelkeep_platform.core.errors import ConflictError, IntegrityError, UnprocessableError
+from modelkeep_platform.core.errors import ConflictError, IntegrityError, MalformedError, UnprocessableError
 from modelkeep_platform.core.events import Event, Outcome
 from modelkeep_platform.core.ids import ObjectId, TenantId, check_name, new_object_id
 from modelkeep_platform.core.ports import Authorizer, Clock, Entropy, EpochSource, Recorder, Sealer
@@ -21,16 +20,27 @@ from modelkeep_platform.core.refs import Kind, ResourceRef, collection, missing
 from modelkeep_platform.core.sealing import Purpose, Suite
 from modelkeep_platform.models import safetensors_check
 from modelkeep_platform.models.graph.format import Graph, parse
+from modelkeep_platform.models.rows import (
+    FIRST,
+    MAX_VERSION,
+    PENDING,
+    READY,
+    drop_pending,
+    newest,
+    of_job,
+    ready,
+    require_model,
+    version_number,
+)
 from modelkeep_platform.models.values import Model, ModelVersion, NewVersion, ServableVersion
 from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.names import TenantDirectory, resolve
 from modelkeep_platform.storage.pages import Page, PageRequest, page_of
 from modelkeep_platform.storage.tables.models import model_aliases, model_versions, models
+from modelkeep_platform.storage.tables.uploads import uploads
 from modelkeep_platform.storage.transactions import Row, System, TenantTransaction
-from modelkeep_platform.uploads.service import UploadService
+from modelkeep_platform.uploads.service import OPEN, Upload, UploadService
 
-PENDING: Final = "pending"
-READY: Final = "ready"
 PRODUCTION: Final = "production"
 
 
@@ -104,6 +114,7 @@ class ModelService:
         check_name(name, what="model")
         graph = parse(graph_json)
         with self._database.tenant(caller.tenant, by=decision) as tx:
+            self._clear_abandoned(tx)
             model_id, is_new = self._model_for(tx, name, description)
             version = self._next_version(tx, model_id)
             upload = self._uploads.begin(
@@ -120,6 +131,7 @@ class ModelService:
             self._recorder.record(tx, _event(caller, decision.action, model_id, Outcome.INTENT, version=version))
         sealed = self._seal_graph(caller.tenant, model_id, version, graph)
         with self._database.tenant(caller.tenant, by=decision) as tx:
+            require_model(tx, model_id)
             tx.insert(
                 model_versions,
                 model_id=model_id,
@@ -139,19 +151,29 @@ class ModelService:
     def complete(self, caller: TenantCaller, upload_id: str) -> ModelVersion:
         """Admit the uploaded weights and make the version visible.
 
+        A refused version is gone with its bytes, its number is not used again: mend the weights and create another.
+
         Raises:
             NotFoundError: the caller began no such upload.
             ConflictError: parts are missing.
             UnprocessableError: the weights are refused: a pickle, another graph's, another digest.
         """
-        upload = self._uploads.check_complete(caller, upload_id)
-        decision = self._authorizer.require(caller, Action.MODEL_CREATE, collection(caller.tenant, Kind.MODEL))
-        graph = self._open_graph(caller.tenant, upload.object_id, upload.version)
-        chunks = self._uploads.read(upload.owner, upload.object_id, upload.version, Purpose.WEIGHTS)
-        _admit(chunks, upload.size_bytes, graph)
+        upload = self._uploads.status(caller, upload_id)
+        name = self._pending_name(caller, upload)
+        decision = self._authorizer.require(
+            caller, Action.MODEL_CREATE, collection(caller.tenant, Kind.MODEL), {"name": name}
+        )
+        try:
+            self._uploads.check_complete(caller, upload_id)
+            graph = self._open_graph(caller.tenant, upload.object_id, upload.version)
+            chunks = self._uploads.read(upload.owner, upload.object_id, upload.version, Purpose.WEIGHTS)
+            _admit(chunks, upload.size_bytes, graph)
+        except UnprocessableError as exc:
+            self._refuse(caller, decision, upload, exc.error_code)
+            raise
         with self._database.tenant(caller.tenant, by=decision) as tx:
             self._uploads.finish(tx, upload_id)
-            self._make_ready(tx, upload.object_id, upload.version)
+            self._makeready(tx, upload.object_id, upload.version)
             event = _event(caller, decision.action, upload.object_id, Outcome.DONE, version=upload.version)
             self._recorder.record(tx, event)
             tx.bump_epoch()
@@ -185,30 +207,50 @@ class ModelService:
         """
         system = System(reason="register a trained model")
         with self._database.tenant(owner, by=system) as tx:
-            known = tx.first(tx.select(model_versions).where(model_versions.c.job_id == job_id))
-            if known is not None and known["state"] == READY:
-                return int(known["version"])
+            known = of_job(tx, job_id)
+            if known is not None:
+                return known
             model_id, is_new = self._model_for(tx, name, "")
             version = self._next_version(tx, model_id)
             if is_new:
                 self._uploads.create_key(tx, owner, model_id)
-        manifest = self._uploads.write_artifact(owner, model_id, version, Purpose.WEIGHTS, weights)
-        sealed = self._seal_graph(owner, model_id, version, graph)
-        with self._database.tenant(owner, by=system) as tx:
-            tx.insert(
-                model_versions,
+        try:
+            manifest = self._uploads.write_artifact(owner, model_id, version, Purpose.WEIGHTS, weights)
+            sealed = self._seal_graph(owner, model_id, version, graph)
+            known = self._add_trained(
+                owner,
                 model_id=model_id,
                 version=version,
-                state=READY,
                 graph_sealed=sealed,
                 graph_sha256=graph.sha256(),
                 weights_sha256=manifest.sha256,
                 weights_bytes=manifest.size_bytes,
                 job_id=job_id,
                 provenance=json.dumps({"source": "job", "job_id": job_id, **provenance}),
-                created_at=self._clock.now_s(),
                 created_by=principal,
             )
+        except Exception:
+            self._discard(owner, model_id, version)
+            raise
+        if known is not None:
+            self._discard(owner, model_id, version)
+            return known
+        self._epoch.refresh()
+        return version
+
+    def _add_trained(
+        self, owner: TenantId, *, model_id: ObjectId, version: int, job_id: str, **columns: str | bytes | int
+    ) -> int | None:
+        """Make a trained version visible; return another that the same job registered meanwhile."""
+        with self._database.tenant(owner, by=System(reason="register a trained model")) as tx:
+            # A worker that lost its lease may have been faster: its version stands.
+            known = of_job(tx, job_id)
+            if known is not None:
+                return known
+            require_model(tx, model_id)
+            created_at = self._clock.now_s()
+            key = {"model_id": model_id, "version": version, "job_id": job_id}
+            tx.insert(model_versions, state=READY, created_at=created_at, **key, **columns)
             event = Event(
                 tenant=owner,
                 action=Action.MODEL_CREATE,
@@ -218,21 +260,29 @@ class ModelService:
             )
             self._recorder.record(tx, event)
             tx.bump_epoch()
-        self._epoch.refresh()
-        return version
+        return None
+
+    def _discard(self, owner: TenantId, model_id: ObjectId, version: int) -> None:
+        with self._database.tenant(owner, by=System(reason="discard a version")) as tx:
+            if ready(tx, model_id, version) is not None:
+                return  # what failed was only to hear that it is visible
+            drop_pending(tx, self._uploads, model_id, version)
+        self._uploads.delete(owner, model_id, version)
 
     # --- read -------------------------------------------------------------------------------------
 
     def resolve(self, caller: TenantCaller, name: str) -> ResourceRef:
-        """Return the reference of ``model`` or ``owner~model``; a missing one when there is none."""
-        return resolve(self._database, self._tenants, caller, name, table=models, kind=Kind.MODEL)
+        """Return the reference of ``model`` or ``owner~model``; a missing one when none has a version to use."""
+        ref = self._named(caller, name)
+        # INVARIANT: what was never admitted is not there, for its owner neither.
+        with self._database.tenant(ref.owner, by=System(reason="resolve a name"), read_only=True) as tx:
+            return ref if newest(tx, ref.object_id) is not None else missing(ref.owner, Kind.MODEL)
 
     def list(self, caller: TenantCaller, page: PageRequest) -> Page[Model]:
         """Return the tenant's models in order of name."""
         decision = self._authorizer.require(caller, Action.MODEL_LIST, collection(caller.tenant, Kind.MODEL))
         with self._database.tenant(caller.tenant, by=decision, read_only=True) as tx:
-            query = tx.select(models).where(models.c.name > page.after()).order_by(models.c.name)
-            found = [self._model(tx, row) for row in tx.all(query.limit(page.limit + 1))]
+            found = self._listed(tx, page)
         return page_of(found, page, [model.name for model in found])
 
     def get(self, caller: TenantCaller, name: str) -> Model:
@@ -241,13 +291,17 @@ class ModelService:
         return self._get(decision)
 
     def list_versions(self, caller: TenantCaller, name: str, page: PageRequest) -> Page[ModelVersion]:
-        """Return a model's versions, newest first."""
+        """Return a model's versions, newest first; those that wait for their weights are not among them."""
         decision = self._require(caller, Action.MODEL_READ, name)
-        after = page.after()
+        before = version_number(page.after() or str(MAX_VERSION))
+        if before is None:
+            raise MalformedError("the cursor is not one that this platform gave out", code="invalid_page")
         with self._database.tenant(decision.ref.owner, by=decision, read_only=True) as tx:
-            query = tx.select(model_versions).where(model_versions.c.model_id == decision.ref.object_id)
-            if after.isdigit():
-                query = query.where(model_versions.c.version < int(after))
+            query = tx.select(model_versions).where(
+                model_versions.c.model_id == decision.ref.object_id,
+                model_versions.c.state == READY,
+                model_versions.c.version < before,
+            )
             rows = tx.all(query.order_by(model_versions.c.version.desc()).limit(page.limit + 1))
         found = [self._version_of(row, decision.ref.owner) for row in rows]
         return page_of(found, page, [str(version.version) for version in found])
@@ -284,7 +338,7 @@ class ModelService:
             NotFoundError: no such model or version for this caller.
             ForbiddenError: visible, but denied.
         """
-        ref = self.resolve(caller, name)
+        ref = self._named(caller, name)
         row, alias = (None, "") if ref.is_missing else self._pick(ref, version)
         if row is None:
             ref = missing(ref.owner, Kind.MODEL)
@@ -316,12 +370,14 @@ class ModelService:
         Raises:
             UnprocessableError: the alias is not a name, or is a number; or there is no such version.
         """
-        decision = self._require(caller, Action.MODEL_ALIAS, name, alias=alias, version=max(version, 0))
+        decision = self._require(
+            caller, Action.MODEL_ALIAS, name, alias=alias, version=min(max(version, 0), MAX_VERSION)
+        )
         if check_name(alias, what="alias").isdigit():
             raise UnprocessableError("an alias is not a number: numbers are versions", code="invalid_name")
         model_id = decision.ref.object_id
         with self._database.tenant(decision.ref.owner, by=decision) as tx:
-            if _ready(tx, model_id, version) is None:
+            if not 0 < version < MAX_VERSION or ready(tx, model_id, version) is None:
                 raise UnprocessableError(f"there is no version {version} to point at", code="no_such_version")
             where = (model_aliases.c.model_id == model_id, model_aliases.c.alias == alias)
             if not tx.change(tx.update(model_aliases).where(*where).values(version=version)):
@@ -348,8 +404,9 @@ class ModelService:
             self._authorizer.require(caller, Action.MODEL_ALIAS, missing(caller.tenant, Kind.MODEL))
 
     def delete(self, caller: TenantCaller, name: str) -> None:
-        """Delete a model: its key is destroyed with its rows, its sealed bytes after."""
-        decision = self._require(caller, Action.MODEL_DELETE, name)
+        """Delete a model, also one without a version: its key is destroyed with its rows, its sealed bytes after."""
+        facts = {"name": name.rpartition("~")[2]}
+        decision = self._authorizer.require(caller, Action.MODEL_DELETE, self._named(caller, name), facts)
         owner, model_id = decision.ref.owner, decision.ref.object_id
         with self._database.tenant(owner, by=decision) as tx:
             for table in (model_aliases, model_versions):
@@ -362,7 +419,10 @@ class ModelService:
         self._uploads.delete(owner, model_id)
 
     def delete_version(self, caller: TenantCaller, name: str, version: str) -> None:
-        """Delete one version; aliases to it go with it, its number is never used again."""
+        """Delete one version; aliases to it go with it, its number is never used again.
+
+        A model without a version is not shown; the next upload of its name goes on counting.
+        """
         found = self.resolve_version(caller, name, version, Action.MODEL_DELETE)
         owner, model_id = found.ref.owner, found.ref.object_id
         with self._database.tenant(owner, by=found.decision) as tx:
@@ -381,6 +441,50 @@ class ModelService:
         facts = {"name": name.rpartition("~")[2], **attributes}
         return self._authorizer.require(caller, action, self.resolve(caller, name), facts)
 
+    def _named(self, caller: TenantCaller, name: str) -> ResourceRef:
+        return resolve(self._database, self._tenants, caller, name, table=models, kind=Kind.MODEL)
+
+    def _listed(self, tx: TenantTransaction, page: PageRequest) -> builtins.list[Model]:
+        """Return one model more than a page takes, passing over those without a version."""
+        found: builtins.list[Model] = []
+        after, more = page.after(), True
+        while more and len(found) <= page.limit:
+            query = tx.select(models).where(models.c.name > after).order_by(models.c.name)
+            rows = tx.all(query.limit(page.limit + 1))
+            found += [model for model in (self._model(tx, row) for row in rows) if model.latest_version is not None]
+            more = len(rows) > page.limit
+            after = rows[-1]["name"] if rows else after
+        return found[: page.limit + 1]
+
+    def _clear_abandoned(self, tx: TenantTransaction) -> None:
+        """Drop versions whose uploads were given up or ran out, so that nobody fills the registry with them."""
+        columns = (model_versions.c.model_id, model_versions.c.version, model_versions.c.upload_id)
+        waiting = tx.all(tx.select(model_versions, *columns).where(model_versions.c.state == PENDING))
+        if not waiting:
+            return
+        still = {row["id"] for row in tx.all(tx.select(uploads, uploads.c.id).where(uploads.c.state == OPEN))}
+        for row in waiting:
+            if row["upload_id"] not in still:
+                drop_pending(tx, self._uploads, ObjectId(row["model_id"]), row["version"])
+
+    def _pending_name(self, caller: TenantCaller, upload: Upload) -> str:
+        """Return the name of the model that `upload` is of; for an upload of anything else there is none."""
+        with self._database.tenant(caller.tenant, by=caller, read_only=True) as tx:
+            columns = (model_versions.c.model_id,)
+            row = tx.first(tx.select(model_versions, *columns).where(model_versions.c.upload_id == upload.id))
+            model = None if row is None else tx.first(tx.select(models).where(models.c.id == row["model_id"]))
+        if model is None:
+            self._authorizer.require(caller, Action.UPLOAD_WRITE, missing(caller.tenant, Kind.UPLOAD))
+            raise RuntimeError("a missing object was allowed")
+        return str(model["name"])
+
+    def _refuse(self, caller: TenantCaller, decision: Decision, upload: Upload, code: str) -> None:
+        with self._database.tenant(caller.tenant, by=decision) as tx:
+            drop_pending(tx, self._uploads, upload.object_id, upload.version)
+            event = _event(caller, decision.action, upload.object_id, Outcome.FAILED, version=upload.version, code=code)
+            self._recorder.record(tx, event)
+        self._uploads.abort(caller, upload.id)
+
     def _get(self, decision: Decision) -> Model:
         with self._database.tenant(decision.ref.owner, by=decision, read_only=True) as tx:
             row = tx.first(tx.select(models).where(models.c.id == decision.ref.object_id))
@@ -398,7 +502,7 @@ class ModelService:
             id=model_id,
             name=check_name(name, what="model"),
             description=description[:2000],
-            next_version=1,
+            next_version=FIRST,
             created_at=self._clock.now_s(),
         )
         return model_id, True
@@ -411,7 +515,7 @@ class ModelService:
             raise RuntimeError("a model vanished within a transaction")
         return int(row["next_version"]) - 1
 
-    def _make_ready(self, tx: TenantTransaction, model_id: ObjectId, version: int) -> None:
+    def _makeready(self, tx: TenantTransaction, model_id: ObjectId, version: int) -> None:
         where = (model_versions.c.model_id == model_id, model_versions.c.version == version)
         if not tx.change(tx.update(model_versions).where(*where).values(state=READY)):
             raise ConflictError("the version was deleted meanwhile", code="deleted")
@@ -419,8 +523,9 @@ class ModelService:
     def _pick(self, ref: ResourceRef, version: str | None) -> tuple[Row | None, str]:
         """Return the ready version that is meant, and the alias it was asked for by."""
         with self._database.tenant(ref.owner, by=System(reason="resolve a version"), read_only=True) as tx:
-            if version is not None and version.isascii() and version.isdigit() and len(version) < 10:  # noqa: PLR2004
-                return _ready(tx, ref.object_id, int(version)), ""
+            number = None if version is None else version_number(version)
+            if number is not None:
+                return ready(tx, ref.object_id, number), ""
             alias = PRODUCTION if version is None else version
             row = tx.first(
                 tx.select(model_aliases).where(
@@ -428,28 +533,21 @@ class ModelService:
                 )
             )
             if row is not None:
-                return _ready(tx, ref.object_id, row["version"]), alias
+                return ready(tx, ref.object_id, row["version"]), alias
             if version is not None:
                 return None, ""
-            query = tx.select(model_versions).where(
-                model_versions.c.model_id == ref.object_id, model_versions.c.state == READY
-            )
-            return tx.first(query.order_by(model_versions.c.version.desc()).limit(1)), ""
+            number = newest(tx, ref.object_id)
+            return None if number is None else ready(tx, ref.object_id, number), ""
 
     def _model(self, tx: TenantTransaction, row: Row) -> Model:
         aliases = tx.all(tx.select(model_aliases).where(model_aliases.c.model_id == row["id"]))
-        newest = tx.first(
-            tx.select(model_versions, sa.func.max(model_versions.c.version).label("version")).where(
-                model_versions.c.model_id == row["id"], model_versions.c.state == READY
-            )
-        )
         return Model(
             id=ObjectId(row["id"]),
             name=row["name"],
             description=row["description"],
             created_at=row["created_at"],
             aliases={alias["alias"]: alias["version"] for alias in aliases},
-            latest_version=None if newest is None else newest["version"],
+            latest_version=newest(tx, row["id"]),
             owner=self._tenants.slug_of(tx.owner),
         )
 
@@ -519,16 +617,6 @@ class ModelService:
         if graph.sha256() != row["graph_sha256"]:
             raise IntegrityError("a stored graph is not the one its version names", code="graph_mismatch")
         return graph
-
-
-def _ready(tx: TenantTransaction, model_id: ObjectId, version: int) -> Row | None:
-    return tx.first(
-        tx.select(model_versions).where(
-            model_versions.c.model_id == model_id,
-            model_versions.c.version == version,
-            model_versions.c.state == READY,
-        )
-    )
 
 
 def _admit(chunks: Iterator[bytes], total_bytes: int, graph: Graph) -> None:
