@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urljoin
@@ -28,6 +28,7 @@ from modelkeep.auth import DevicePrompt
 from modelkeep_platform.app import installation
 from modelkeep_platform.app import settings as settings_file
 from modelkeep_platform.app.platform import Platform
+from modelkeep_platform.http.connection import bounded
 
 PASSWORD = "correct horse battery staple"
 ROLES = ("developer", "analyst", "auditor")
@@ -131,7 +132,12 @@ class ServerThread:
         self.platform.start()
         self._listener = socket.create_server(("127.0.0.1", int(made.url.rpartition(":")[2])))
         config = uvicorn.Config(
-            self.platform.asgi, loop="uvloop", http="httptools", ws="none", log_config=None, lifespan="on"
+            self.platform.asgi,
+            loop="uvloop",
+            http=bounded(self.platform.connections),
+            ws="none",
+            log_config=None,
+            lifespan="on",
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]}, daemon=True)
@@ -251,10 +257,17 @@ def join(made: Installation, slug: str) -> Tenant:
 
 
 class House:
-    """A running platform with both tenants and things that Acme owns."""
+    """A running platform with both tenants and things that Acme owns.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: an empty one.
+        settings: what is not as usual.
+    """
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
         self.made = Installation(folder).init()
+        if settings:
+            settings_file.write(self.made.data, replace(settings_file.load(self.made.data), **settings))
         self.server = ServerThread(self.made)
         self.operator = self.made.operator()
         self.acme, self.globex = (join(self.made, slug) for slug in TENANTS)

@@ -96,7 +96,7 @@ class Platform:
             of_source=settings.source_connections,
             refused=self.metrics.connection_refused,
         )
-        disk = Disk(data, reserve_bytes=settings.disk_reserve_mib * MIB, clock=clock)
+        self.disk = disk = Disk(data, reserve_bytes=settings.disk_reserve_mib * MIB, clock=clock)
         database = Database(f"sqlite:///{data / 'platform.db'}")
         migrate.check(database)
         self._database = database
@@ -287,7 +287,7 @@ class Platform:
             audit=audit,
             base_url=settings.base_url,
         )
-        requests = RequestLimits(
+        self.requests = requests = RequestLimits(
             database=database,
             clock=clock,
             allowance=Allowance(

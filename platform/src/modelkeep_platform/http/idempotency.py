@@ -87,7 +87,6 @@ class IdempotencyStore:
         try:
             with self._database.tenant(caller.tenant, by=caller) as tx:
                 tx.change(tx.delete(idempotency).where(idempotency.c.created_at < now - KEEP_S))
-                self._bound(tx, caller, now)
                 tx.insert(
                     idempotency,
                     principal=caller.principal,
@@ -95,6 +94,8 @@ class IdempotencyStore:
                     request_hash=request_hash,
                     created_at=now,
                 )
+                # After the insert, which a refusal takes back: a repetition gets its answer also when there is no room.
+                self._bound(tx, caller, now)
         except DuplicateError:
             return self._kept(caller, key_hash, request_hash)
         return None
@@ -103,7 +104,7 @@ class IdempotencyStore:
         mine = idempotency.c.principal == caller.principal
         for who, most, where in (("account", self._max_keys, mine), ("tenant", self._tenant_keys, sa.true())):
             kept = tx.first(tx.select(idempotency, sa.func.count(idempotency.c.key_hash).label("n")).where(where))
-            if kept is None or kept["n"] < most:
+            if kept is None or kept["n"] <= most:
                 continue
             # When the oldest is forgotten; looked for only now, since it reads every row.
             oldest = tx.first(tx.select(idempotency, sa.func.min(idempotency.c.created_at).label("at")).where(where))
