@@ -8,12 +8,13 @@ import pytest
 
 from fakes.access import BY, AccessRoom, refused
 from fakes.core import ACME, GLOBEX, tenant_caller
-from modelkeep_platform.access.policies import PolicyVersion
+from modelkeep_platform.access.policies import PolicyService, PolicyVersion
 from modelkeep_platform.access.shipped import shipped
 from modelkeep_platform.access.validation import InvalidPolicyError
 from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.callers import PrincipalKind, Role, TenantCaller
 from modelkeep_platform.core.errors import (
+    ConflictError,
     ForbiddenError,
     IntegrityError,
     MalformedError,
@@ -23,7 +24,7 @@ from modelkeep_platform.core.errors import (
 from modelkeep_platform.core.events import Outcome
 from modelkeep_platform.core.refs import Kind, collection
 from modelkeep_platform.storage.pages import PageRequest
-from modelkeep_platform.storage.tables.access import policy_versions
+from modelkeep_platform.storage.tables.access import active_policies, policy_versions
 
 ADMIN = tenant_caller(ACME)
 AUDITOR = tenant_caller(ACME, Role.AUDITOR, name="auditor")
@@ -309,6 +310,34 @@ def test_a_default_is_installed_in_the_tenants_own_transaction_or_the_platforms(
     assert room.policies.get(fresh, 1).created_by == "platform"
 
 
+def test_a_policy_of_a_tenant_made_before_its_first_version_becomes_version_one(
+    room: AccessRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allow = room.authorizer.require(ADMIN, Action.POLICY_PUBLISH, POLICIES)
+    monkeypatch.setattr(room.authorizer, "require", lambda *_: allow)
+    with room.database.tenant(ACME, by=BY) as tx:
+        tx.change(tx.delete(policy_versions))
+    assert room.policies.publish(ADMIN, TEXT).version == 1
+
+
+def test_versions_stop_at_the_limit_and_can_still_be_activated(room: AccessRoom) -> None:
+    policies = PolicyService(
+        database=room.database,
+        authorizer=room.authorizer,
+        recorder=room.recorder,
+        epoch=room.epoch,
+        clock=room.clock,
+        max_versions=2,
+    )
+    policies.publish(ADMIN, TEXT)
+    before = room.state()
+    with pytest.raises(ConflictError) as raised:
+        policies.publish(ADMIN, "")
+    assert raised.value.error_code == "too_many_policies"
+    assert room.state() == before
+    assert policies.activate(ADMIN, 1).state == "active"
+
+
 def test_a_version_that_vanishes_while_it_is_read_is_a_bug_and_says_so(room: AccessRoom) -> None:
     with pytest.raises(RuntimeError):
         room.policies._read(ADMIN, 9)
@@ -317,8 +346,6 @@ def test_a_version_that_vanishes_while_it_is_read_is_a_bug_and_says_so(room: Acc
 def test_a_tenant_without_an_active_version_lists_none_as_active(room: AccessRoom) -> None:
     room.authorizer.require(ADMIN, Action.POLICY_LIST, POLICIES)
     with room.database.tenant(ACME, by=BY) as tx:
-        from modelkeep_platform.storage.tables.access import active_policies
-
         tx.change(tx.delete(active_policies))
     # The epoch did not move, so the earlier decision still holds.
     assert [one.state for one in room.policies.list(ADMIN, PageRequest()).items] == ["retired"]

@@ -136,7 +136,7 @@ class PolicyAuthorizer:
         if isinstance(caller, TenantCaller):
             version, opinion = self._tenants_opinion(asked, caller.tenant)
             opinions.append(opinion)
-        return self._combined(caller, action, ref, opinions, version)
+        return self._combined(caller, action, ref, opinions, (caller.tenant, version))
 
     def _decide_foreign(
         self, caller: Caller, action: Action, ref: ResourceRef, ask_with: Callable[..., Question]
@@ -152,8 +152,12 @@ class PolicyAuthorizer:
         asked = ask_with(granted=frozenset({caller.tenant}))
         owners_version, owners = self._tenants_opinion(asked, ref.owner)
         callers_version, callers = self._tenants_opinion(asked, caller.tenant)
-        owner_side = self._combined(caller, action, ref, [self._owner_side.opinion(asked), owners], owners_version)
-        caller_side = self._combined(caller, action, ref, [self._own_side.opinion(asked), callers], callers_version)
+        owner_side = self._combined(
+            caller, action, ref, [self._owner_side.opinion(asked), owners], (ref.owner, owners_version)
+        )
+        caller_side = self._combined(
+            caller, action, ref, [self._own_side.opinion(asked), callers], (caller.tenant, callers_version)
+        )
         for decision, refusal, _ in (owner_side, caller_side):
             if refusal is not None:
                 return decision, refusal, None
@@ -165,13 +169,12 @@ class PolicyAuthorizer:
         return active.version, active.opinion(asked)
 
     def _combined(
-        self, caller: Caller, action: Action, ref: ResourceRef, opinions: list[Opinion], version: int
+        self, caller: Caller, action: Action, ref: ResourceRef, opinions: list[Opinion], side: tuple[TenantId, int]
     ) -> tuple[Decision, CallerError | None, int | None]:
+        tenant, version = side
         for opinion in opinions:
             if opinion.error is not None:
-                _log.error(
-                    "a policy failed: tenant %s, version %d, `%s`: %s", ref.owner, version, action, opinion.error
-                )
+                _log.error("a policy failed: tenant %s, version %d, `%s`: %s", tenant, version, action, opinion.error)
         forbidding = [opinion for opinion in opinions if opinion.verdict is Verdict.FORBID]
         if forbidding:
             reasons = tuple(

@@ -1,0 +1,343 @@
+"""Attempts on policies: the lines *Policies* of the design's list of attacks.
+
+Each asserts the refusal's code, that nothing changed, and what the audit log was told. A refused *call* is recorded
+here, with its decision; a refused *text* is noted by the edge (`audit/refusals.py`), which has its own tests.
+"""
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from fakes.access import BY, FOREIGN, MODEL, AccessRoom, refused
+from fakes.core import ACME, GLOBEX, FakeClock, FakeRecorder, tenant_caller
+from modelkeep_platform.core.actions import Action
+from modelkeep_platform.core.callers import Caller, Role
+from modelkeep_platform.core.errors import CallerError, ForbiddenError, IntegrityError, NotFoundError, UnavailableError
+from modelkeep_platform.core.events import Outcome
+from modelkeep_platform.core.limits import MAX_POLICY_BYTES
+from modelkeep_platform.core.refs import Kind, ResourceRef, collection
+from modelkeep_platform.storage.database import Database
+from modelkeep_platform.storage.tables.access import active_policies, grants, policy_versions
+
+ADMIN = tenant_caller(ACME)
+DEVELOPER = tenant_caller(ACME, Role.DEVELOPER, name="dev")
+PARTNER = tenant_caller(GLOBEX, Role.DEVELOPER, name="partner")
+PERMIT = "permit (principal, action, resource);"
+HEAD = "permit (principal, action, resource) when { "
+
+
+@pytest.fixture
+def room(database: Database, clock: FakeClock, recorder: FakeRecorder) -> AccessRoom:
+    return AccessRoom(database, clock, recorder)
+
+
+def refuse(room: AccessRoom, caller: Caller, action: Action, ref: ResourceRef, **facts: Any) -> CallerError:
+    """Check that a call is refused, recorded and without effect; return the error."""
+    before, count = room.state(), len(room.recorder.events)
+    with pytest.raises(CallerError) as raised:
+        room.authorizer.require(caller, action, ref, facts)
+    assert room.state() == before
+    (event,) = room.recorder.events[count:]
+    assert refused(event, caller)[0] == action
+    return raised.value
+
+
+# --- texts --------------------------------------------------------------------------------------
+
+TEXTS = {
+    "no-policy": ("{}", "invalid_policy"),
+    "syntax": ("permit (principal, action, resource) when {", "invalid_policy"),
+    "type": (HEAD + 'context.version == "1" };', "invalid_policy"),
+    "not-a-condition": (HEAD + "context.version };", "invalid_policy"),
+    "unknown-action": ('permit (principal, action == Modelkeep::Action::"model:steal", resource);', "invalid_policy"),
+    "action-of-no-namespace": ('permit (principal, action == Action::"model:read", resource);', "invalid_policy"),
+    "unknown-attribute": (HEAD + "principal.is_root };", "invalid_policy"),
+    "unknown-context": (HEAD + 'context.token == "x" };', "invalid_policy"),
+    "unknown-type": ("permit (principal is Modelkeep::Root, action, resource);", "invalid_policy"),
+    "unknown-function": (HEAD + 'system("id") };', "invalid_policy"),
+    "attribute-by-has-alone": (HEAD + "principal has root && principal.root };" + HEAD + "x };", "invalid_policy"),
+    "operator": (
+        'permit (principal is Modelkeep::Operator, action == Modelkeep::Action::"model:read", resource);',
+        "invalid_policy",
+    ),
+    "template": ("permit (principal == ?principal, action, resource);", "invalid_policy"),
+    "template-of-resources": ("permit (principal, action, resource in ?resource);", "invalid_policy"),
+    "guards-id": ('@id("guard-tenant") ' + PERMIT, "invalid_policy"),
+    "grants-id": ('@id("grant") ' + PERMIT, "invalid_policy"),
+    "markup-id": ('@id("<script>") ' + PERMIT, "invalid_policy"),
+    "control-in-id": ('@id("\x1b[31m") ' + PERMIT, "invalid_policy"),
+    "reordered": ("// \u202etimrep\n" + PERMIT, "invalid_policy"),
+    "nul": ("// \0\n" + PERMIT, "invalid_policy"),
+    "surrogate": ("// \ud800\n" + PERMIT, "invalid_policy"),
+    "bytes": ("// " + "x" * MAX_POLICY_BYTES, "too_large"),
+    "bytes-of-characters": ("// " + "é" * (MAX_POLICY_BYTES // 2), "too_large"),
+    "number": (HEAD + "context.version == " + "9" * 60_000 + " };", "invalid_policy"),
+    "policies": (PERMIT * 201, "invalid_policy"),
+    "brackets": ("(" * 65_000, "invalid_policy"),
+    "closed-brackets": (HEAD + "(" * 5_000 + "true" + ")" * 5_000 + " };", "invalid_policy"),
+    "sets": (HEAD + "[" * 5_000 + "]" * 5_000 + " };", "invalid_policy"),
+    "records": (HEAD + "{a:" * 5_000 + "1" + "}" * 5_000 + " == 1 };", "invalid_policy"),
+    "conditionals": (HEAD + "if true then " * 2_000 + "true" + " else true" * 2_000 + " };", "invalid_policy"),
+    "negations": (HEAD + "!" * 60_000 + "true };", "invalid_policy"),
+    "minus": (HEAD + "-" * 60_000 + "1 == 1 };", "invalid_policy"),
+    "selections": (HEAD + "principal" + ".a" * 30_000 + " };", "invalid_policy"),
+    "chain": (HEAD + " && ".join(["true"] * 8_000) + " };", "invalid_policy"),
+    "has-chain": (HEAD + "principal has " + ".".join("a" * 20_000) + " };", "invalid_policy"),
+    "annotations": ('@a("x") ' * 8_000 + PERMIT, "invalid_policy"),
+    "hidden-by-return": ("// \r" + "(" * 5_000, "invalid_policy"),
+    "quote": (HEAD + '"' * 60_001 + " };", "invalid_policy"),
+}
+
+
+@pytest.mark.parametrize(("text", "code"), TEXTS.values(), ids=TEXTS)
+def test_a_bad_text_is_refused_with_its_place_and_changes_nothing(room: AccessRoom, text: str, code: str) -> None:
+    before = room.state()
+    for call in (room.policies.publish, room.policies.check):
+        with pytest.raises(CallerError) as raised:
+            call(ADMIN, text)
+        assert raised.value.error_code == code
+        if code == "invalid_policy":
+            problems: Any = raised.value.details["errors"]
+            assert all(at["line"] >= 1 and at["column"] >= 1 for at in problems)
+        assert len(raised.value.message) < 600
+    assert room.state() == before
+    assert room.recorder.events == []
+
+
+def test_the_largest_texts_that_pass_are_decided_by(room: AccessRoom) -> None:
+    wide = HEAD + "[" + ",".join(f'"n{n}"' for n in range(7_000)) + "].contains(context.name) };"
+    pattern = HEAD + 'context.name like "' + "*a" * 30_000 + '" };'
+    many = "".join(f'{HEAD}context.name == "a{n}" && context.version > {n} }};' for n in range(200))
+    for text in (wide, pattern, many):
+        room.policies.publish(ADMIN, text)
+        decision = room.authorizer.require(DEVELOPER, Action.MODEL_READ, MODEL, {"name": "b" * 64})
+        assert decision.policies == ("developer-builds",)
+
+
+# --- the guard ----------------------------------------------------------------------------------
+
+LIFTING = [
+    PERMIT,
+    HEAD + "context.cross_tenant };",
+    f'{HEAD}resource.tenant == "{GLOBEX}" }};',
+    f"{HEAD}!(principal.tenant == resource.tenant) }};",
+    f"{HEAD}resource.granted.contains(principal.tenant) || true }};",
+    'permit (principal, action, resource == Modelkeep::Model::"mdl_globex");',
+]
+
+
+@pytest.mark.parametrize("text", LIFTING, ids=range(len(LIFTING)))
+def test_no_policy_of_either_side_lifts_the_guard(room: AccessRoom, text: str) -> None:
+    room.policies.publish(ADMIN, text)
+    room.policies.publish(tenant_caller(GLOBEX), text)
+    assert refuse(room, ADMIN, Action.MODEL_READ, FOREIGN).error_code == "not_found"
+    assert refuse(room, tenant_caller(GLOBEX), Action.MODEL_READ, MODEL).error_code == "not_found"
+
+
+def test_no_policy_gives_a_tenant_what_is_the_operators(room: AccessRoom) -> None:
+    room.policies.publish(ADMIN, PERMIT)
+    for action in (Action.TENANT_CREATE, Action.TENANT_SUSPEND, Action.ISSUER_ROTATE):
+        error = refuse(room, ADMIN, action, collection(ACME, Kind.PLATFORM))
+        assert error.details["policies"] == ["guard-operators"]
+
+
+def test_an_owner_forbids_what_it_granted_and_a_caller_what_it_was_granted(room: AccessRoom) -> None:
+    room.put_grant(MODEL, GLOBEX, ["model:predict"])
+    room.authorizer.require(PARTNER, Action.MODEL_PREDICT, MODEL)
+    text = '@id("stay-home") forbid (principal, action, resource) when { context.cross_tenant };'
+    room.policies.publish(ADMIN, text)
+    assert refuse(room, PARTNER, Action.MODEL_PREDICT, MODEL).details["policies"] == ["stay-home"]
+    room.policies.publish(ADMIN, "")
+    room.policies.publish(tenant_caller(GLOBEX), text)
+    assert refuse(room, PARTNER, Action.MODEL_PREDICT, MODEL).details["policies"] == ["stay-home"]
+
+
+def test_a_row_written_behind_the_services_back_gives_no_more_than_can_be_granted(room: AccessRoom) -> None:
+    room.put_grant(MODEL, GLOBEX, ["model:delete", "model:alias", "policy:publish", "grant:create"])
+    for action in Action:
+        assert refuse(room, tenant_caller(GLOBEX), action, MODEL).error_code == "not_found"
+
+
+# --- failing policies ---------------------------------------------------------------------------
+
+FAILING = {
+    "permit": HEAD + "context.version + 9223372036854775807 < 0 };",
+    "forbid": "forbid (principal, action, resource) when { context.version + 9223372036854775807 < 0 };",
+    "beside-a-permit": PERMIT + HEAD + "context.version * 9223372036854775807 > 0 };",
+}
+
+
+@pytest.mark.parametrize("text", FAILING.values(), ids=FAILING)
+def test_a_policy_that_fails_at_run_time_denies_and_is_recorded(room: AccessRoom, text: str) -> None:
+    room.policies.publish(ADMIN, text)
+    room.authorizer.require(DEVELOPER, Action.MODEL_READ, MODEL, {"version": 0})
+    error = refuse(room, DEVELOPER, Action.MODEL_READ, MODEL, version=2)
+    assert error.error_code == "forbidden"
+    assert error.details["reasons"] == ["a policy failed while it was evaluated"]
+    # It can still be mended.
+    room.policies.publish(ADMIN, "")
+    room.authorizer.require(DEVELOPER, Action.MODEL_READ, MODEL, {"version": 2})
+
+
+# --- the last administrator ---------------------------------------------------------------------
+
+LAST = {
+    "all": "forbid (principal, action, resource);",
+    "by-role": 'forbid (principal, action, resource) when { principal.roles.contains("tenant-admin") };',
+    "by-kind": "forbid (principal is Modelkeep::User, action, resource is Modelkeep::Policy);",
+    "by-name": 'forbid (principal, action, resource) when { principal.name == "app" };',
+    "by-id": 'forbid (principal == Modelkeep::User::"principal-app", action, resource);',
+    "by-pattern": 'forbid (principal, action, resource) when { principal.name like "a*" };',
+    "all-but-a-stranger": 'forbid (principal, action, resource) unless { principal.name == "any administrator" };',
+    "all-but-a-strangers-id": "forbid (principal, action, resource)"
+    ' unless { principal == Modelkeep::User::"any-administrator" };',
+    "all-but-myself": 'forbid (principal, action, resource) unless { principal.name == "app" };',
+    "by-failing": HEAD + "context.version - 9223372036854775807 - 9 < 0 };",
+}
+
+
+@pytest.mark.parametrize("text", LAST.values(), ids=LAST)
+def test_the_last_administrators_access_cannot_be_published_away(room: AccessRoom, text: str) -> None:
+    before = room.state()
+    for call in (room.policies.publish, room.policies.check):
+        with pytest.raises(CallerError) as raised:
+            call(ADMIN, text)
+        assert raised.value.error_code == "policy_lockout"
+    assert room.state() == before
+    assert room.recorder.events == []
+    room.policies.publish(ADMIN, "")
+
+
+def test_nor_rolled_back_to(room: AccessRoom) -> None:
+    version = room.put_policy(ACME, LAST["by-role"])
+    room.put_policy(ACME, "")
+    before = room.state()
+    with pytest.raises(CallerError) as raised:
+        room.policies.activate(ADMIN, version)
+    assert raised.value.error_code == "policy_lockout"
+    assert room.state() == before
+
+
+# --- publication at once, stale processes -------------------------------------------------------
+
+
+def test_publication_at_once_from_two_processes_makes_two_versions_and_one_active(room: AccessRoom) -> None:
+    other = room.another()
+    ready = threading.Barrier(2)
+    found: list[int] = []
+
+    def publish(process: Any, text: str) -> None:
+        ready.wait()
+        found.append(process.policies.publish(ADMIN, text).version)
+
+    threads = [
+        threading.Thread(target=publish, args=(process, f"// {number}")) for number, process in enumerate((room, other))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(found) == [2, 3]
+    with room.database.tenant(ACME, by=BY, read_only=True) as tx:
+        assert [row["version"] for row in tx.all(tx.select(active_policies))] == [3]
+    assert [(event.outcome, event.facts["version"]) for event in room.recorder.events] == [
+        (Outcome.DONE, 2),
+        (Outcome.DONE, 3),
+    ]
+
+
+def test_another_process_decides_by_the_old_version_until_it_sees_the_epoch_and_then_never(room: AccessRoom) -> None:
+    stale = room.another()
+    stale.authorizer.require(DEVELOPER, Action.MODEL_READ, MODEL)
+    room.policies.publish(ADMIN, '@id("closed") forbid (principal, action, resource is Modelkeep::Model);')
+    refuse(room, DEVELOPER, Action.MODEL_READ, MODEL)
+    # Within the documented window it does not know yet ...
+    assert stale.authorizer.require(DEVELOPER, Action.MODEL_READ, MODEL).policy_version == 1
+    # ... and nothing that it kept survives the moment it does.
+    stale.epoch.refresh()
+    with pytest.raises(ForbiddenError) as raised:
+        stale.authorizer.require(DEVELOPER, Action.MODEL_READ, MODEL)
+    assert raised.value.details["policies"] == ["closed"]
+
+
+def test_a_process_that_cannot_read_the_epoch_decides_nothing(room: AccessRoom) -> None:
+    stale = room.another()
+    stale.authorizer.require(DEVELOPER, Action.MODEL_READ, MODEL)
+    room.clock.advance(1.01)
+    for call in (stale.authorizer.require, stale.authorizer.allows):
+        with pytest.raises(UnavailableError) as raised:
+            call(DEVELOPER, Action.MODEL_READ, MODEL)
+        assert raised.value.error_code == "epoch_unreadable"
+
+
+def test_a_revoked_grant_is_gone_for_other_processes_with_the_epoch(room: AccessRoom) -> None:
+    stale = room.another()
+    grant = room.grants.create(
+        ADMIN, kind="model", name="m", grantee="globex", actions=["model:predict"], expires_at=None
+    )
+    stale.epoch.refresh()
+    stale.authorizer.require(PARTNER, Action.MODEL_PREDICT, MODEL)
+    room.grants.revoke(ADMIN, grant.id)
+    stale.epoch.refresh()
+    with pytest.raises(NotFoundError):
+        stale.authorizer.require(PARTNER, Action.MODEL_PREDICT, MODEL)
+    assert refused(room.recorder.events[-1], PARTNER) == ("model:predict", "not found")
+
+
+# --- what was stored ----------------------------------------------------------------------------
+
+
+def damages() -> Iterator[tuple[str, Any]]:
+    yield "text", lambda tx: tx.change(tx.update(policy_versions).values(text=PERMIT))
+    yield "digest", lambda tx: tx.change(tx.update(policy_versions).values(sha256="0" * 64))
+    yield "version", lambda tx: tx.change(tx.delete(policy_versions))
+    yield "pointer", lambda tx: tx.change(tx.delete(active_policies))
+    yield "pointer-beyond", lambda tx: tx.change(tx.update(active_policies).values(version=99))
+
+
+@pytest.mark.parametrize("damage", [damage for _, damage in damages()], ids=[name for name, _ in damages()])
+def test_a_stored_policy_that_was_changed_or_is_missing_denies_everything(room: AccessRoom, damage: Any) -> None:
+    room.put_grant(MODEL, GLOBEX, ["model:predict"])
+    with room.database.tenant(ACME, by=BY) as tx:
+        damage(tx)
+        tx.bump_epoch()
+    room.epoch.refresh()
+    for caller, action in (
+        (ADMIN, Action.MODEL_READ),
+        (ADMIN, Action.POLICY_PUBLISH),
+        (PARTNER, Action.MODEL_PREDICT),
+    ):
+        error = refuse(room, caller, action, MODEL if caller is PARTNER else collection(ACME, Kind.MODEL))
+        assert error.details["reasons"] == ["a policy failed while it was evaluated"]
+    # Other tenants are not touched.
+    room.authorizer.require(PARTNER, Action.MODEL_READ, FOREIGN)
+
+
+def test_a_changed_version_cannot_be_made_active(room: AccessRoom) -> None:
+    room.put_policy(ACME, PERMIT)
+    room.put_policy(ACME, "")
+    with room.database.tenant(ACME, by=BY) as tx:
+        tx.change(tx.update(policy_versions).where(policy_versions.c.version == 2).values(text=PERMIT + " // more"))
+    before = room.state()
+    with pytest.raises(IntegrityError) as raised:
+        room.policies.activate(ADMIN, 2)
+    assert raised.value.error_code == "integrity"
+    assert room.state() == before
+
+
+@pytest.mark.parametrize("stored", ["", "null", "{", '{"model:read": true}', '"model:read"', "[[[]]]"], ids=repr)
+def test_a_damaged_grant_gives_nothing(room: AccessRoom, stored: str) -> None:
+    room.put_grant(MODEL, GLOBEX, stored)
+    assert refuse(room, PARTNER, Action.MODEL_READ, MODEL).error_code == "not_found"
+
+
+def test_a_grant_moved_to_another_owner_gives_nothing(room: AccessRoom) -> None:
+    room.put_grant(MODEL, GLOBEX, ["model:read"])
+    with room.database.platform() as tx:
+        tx.execute(sa.update(grants).values(tenant_id=GLOBEX))
+        tx.bump_epoch()
+    room.epoch.refresh()
+    assert refuse(room, PARTNER, Action.MODEL_READ, MODEL).error_code == "not_found"
