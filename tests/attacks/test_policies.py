@@ -6,12 +6,13 @@ here, with its decision; a refused *text* is noted by the edge (`audit/refusals.
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from fakes.access import BY, FOREIGN, MODEL, AccessRoom, refused
+from fakes.access import BY, FOREIGN, MODEL, AccessRoom, quick_database, refused
 from fakes.core import ACME, GLOBEX, FakeClock, FakeRecorder, tenant_caller
 from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.callers import Caller, Role
@@ -19,7 +20,6 @@ from modelkeep_platform.core.errors import CallerError, ForbiddenError, Integrit
 from modelkeep_platform.core.events import Outcome
 from modelkeep_platform.core.limits import MAX_POLICY_BYTES
 from modelkeep_platform.core.refs import Kind, ResourceRef, collection
-from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.tables.access import active_policies, grants, policy_versions
 
 ADMIN = tenant_caller(ACME)
@@ -30,8 +30,10 @@ HEAD = "permit (principal, action, resource) when { "
 
 
 @pytest.fixture
-def room(database: Database, clock: FakeClock, recorder: FakeRecorder) -> AccessRoom:
-    return AccessRoom(database, clock, recorder)
+def room(tmp_path: Path, clock: FakeClock, recorder: FakeRecorder) -> Iterator[AccessRoom]:
+    database = quick_database(tmp_path / "attacked.db")
+    yield AccessRoom(database, clock, recorder)
+    database.close()
 
 
 def refuse(room: AccessRoom, caller: Caller, action: Action, ref: ResourceRef, **facts: Any) -> CallerError:

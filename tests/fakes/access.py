@@ -3,6 +3,9 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from pathlib import Path
+
+import sqlalchemy as sa
 
 from fakes.core import ACME, GLOBEX, FakeClock, FakeEntropy, FakeRecorder
 from modelkeep_platform.access.grants import GrantService
@@ -16,7 +19,9 @@ from modelkeep_platform.core.ids import ObjectId, TenantId
 from modelkeep_platform.core.refs import Kind, ResourceRef, missing
 from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.epoch import EpochWatcher
+from modelkeep_platform.storage.schema import metadata
 from modelkeep_platform.storage.tables.access import active_policies, grants, policy_versions
+from modelkeep_platform.storage.tables.epoch import epoch
 from modelkeep_platform.storage.transactions import System
 
 INITECH = TenantId("cccccccc-0000-4000-8000-000000000003")
@@ -26,6 +31,16 @@ MODEL = ResourceRef(owner=ACME, kind=Kind.MODEL, object_id=ObjectId("mdl_acme"))
 DATASET = ResourceRef(owner=ACME, kind=Kind.DATASET, object_id=ObjectId("dst_acme"))
 FOREIGN = ResourceRef(owner=GLOBEX, kind=Kind.MODEL, object_id=ObjectId("mdl_globex"))
 _NAMES = {(ACME, "m"): MODEL, (ACME, "d"): DATASET, (GLOBEX, "m"): FOREIGN}
+
+
+def quick_database(path: Path) -> Database:
+    """Make a database with every table that does not wait for the disk: what is durable is tested elsewhere."""
+    database = Database(f"sqlite:///{path}")
+    sa.event.listen(database.engine, "connect", lambda connection, _: connection.execute("PRAGMA synchronous=OFF"))
+    metadata.create_all(database.engine)
+    with database.platform() as tx:
+        tx.execute(sa.insert(epoch).values(id=1, number=1))
+    return database
 
 
 class Names:

@@ -1,12 +1,16 @@
 """The access room, one a test."""
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
-from fakes.access import AccessRoom
+from fakes.access import AccessRoom, quick_database
 from fakes.core import FakeClock, FakeRecorder
-from modelkeep_platform.storage.database import Database
 
 
 @pytest.fixture
-def room(database: Database, clock: FakeClock, recorder: FakeRecorder) -> AccessRoom:
-    return AccessRoom(database, clock, recorder)
+def room(tmp_path: Path, clock: FakeClock, recorder: FakeRecorder) -> Iterator[AccessRoom]:
+    database = quick_database(tmp_path / "access.db")
+    yield AccessRoom(database, clock, recorder)
+    database.close()
