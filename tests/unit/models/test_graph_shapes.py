@@ -113,8 +113,10 @@ WRONG: list[tuple[str, dict[str, Any], list[Shape], str]] = [
     ),
     ("multihead_attention", {"embed_dim": 4, "num_heads": 2}, [(5, 6, 4), (6, 4), (6, 4)], "it reads 2 dimensions and"),
     (
-        *("multihead_attention", {"embed_dim": 4, "num_heads": 2, "causal": True}),
-        *([(5, 6, 4), (5, 7, 4), (5, 7, 4)], "the lengths of query and key of causal attention differ: 6 and 7"),
+        "multihead_attention",
+        {"embed_dim": 4, "num_heads": 2, "causal": True},
+        [(5, 6, 4), (5, 7, 4), (5, 7, 4)],
+        "the lengths of query and key of causal attention differ: 6 and 7",
     ),
     (
         "transformer_encoder_layer",

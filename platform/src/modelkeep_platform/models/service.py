@@ -173,7 +173,7 @@ class ModelService:
             raise
         with self._database.tenant(caller.tenant, by=decision) as tx:
             self._uploads.finish(tx, upload_id)
-            self._makeready(tx, upload.object_id, upload.version)
+            self._make_ready(tx, upload.object_id, upload.version)
             event = _event(caller, decision.action, upload.object_id, Outcome.DONE, version=upload.version)
             self._recorder.record(tx, event)
             tx.bump_epoch()
@@ -515,7 +515,7 @@ class ModelService:
             raise RuntimeError("a model vanished within a transaction")
         return int(row["next_version"]) - 1
 
-    def _makeready(self, tx: TenantTransaction, model_id: ObjectId, version: int) -> None:
+    def _make_ready(self, tx: TenantTransaction, model_id: ObjectId, version: int) -> None:
         where = (model_versions.c.model_id == model_id, model_versions.c.version == version)
         if not tx.change(tx.update(model_versions).where(*where).values(state=READY)):
             raise ConflictError("the version was deleted meanwhile", code="deleted")

@@ -1,0 +1,109 @@
+"""The room of models over real storage and uploads, with the ports of `core` faked."""
+
+import hashlib
+from typing import Any
+
+from fakes.core import (
+    ACME,
+    FakeAuthorizer,
+    FakeClock,
+    FakeEntropy,
+    FakeEpoch,
+    FakeRecorder,
+    FakeSealer,
+    tenant_caller,
+)
+from fakes.graphs import document, encoded, node, weights_of
+from fakes.rooms import Slugs
+from modelkeep_platform.core.callers import TenantCaller
+from modelkeep_platform.core.ids import ObjectId, TenantId
+from modelkeep_platform.core.limits import MAX_PART_BYTES
+from modelkeep_platform.models.graph import Graph, parse
+from modelkeep_platform.models.service import ModelService
+from modelkeep_platform.models.values import ModelVersion, NewVersion
+from modelkeep_platform.storage.blobs import BlobStore
+from modelkeep_platform.storage.database import Database
+from modelkeep_platform.storage.tables.models import model_aliases, model_versions, models
+from modelkeep_platform.storage.transactions import System
+from modelkeep_platform.uploads.service import UploadService
+
+LAYER: Any = document([node("linear", {"in_features": 2, "out_features": 3}, "x0", name="layer")], [(-1, 2)], (-1, 3))
+GRAPH = parse(encoded(LAYER))
+WEIGHTS = weights_of(GRAPH)
+
+
+class ModelRoom:
+    """The registry and what it stands on."""
+
+    def __init__(
+        self, database: Database, blobs: BlobStore, clock: FakeClock, entropy: FakeEntropy, recorder: FakeRecorder
+    ) -> None:
+        self.database, self.blobs, self.clock, self.recorder = database, blobs, clock, recorder
+        self.sealer, self.authorizer, self.epoch = FakeSealer(), FakeAuthorizer(), FakeEpoch()
+        self.uploads = UploadService(
+            database=database,
+            blobs=blobs,
+            sealer=self.sealer,
+            clock=clock,
+            entropy=entropy,
+            authorizer=self.authorizer,
+        )
+        self.models = ModelService(
+            database=database,
+            authorizer=self.authorizer,
+            recorder=recorder,
+            uploads=self.uploads,
+            sealer=self.sealer,
+            tenants=Slugs(),
+            clock=clock,
+            entropy=entropy,
+            epoch=self.epoch,
+        )
+
+    def send(
+        self,
+        name: str = "cells",
+        weights: bytes = WEIGHTS,
+        graph: object = LAYER,
+        caller: TenantCaller | None = None,
+        **more: str,
+    ) -> NewVersion:
+        """Create a version and send all of its parts."""
+        caller = caller or tenant_caller()
+        text = graph if isinstance(graph, bytes) else encoded(graph)
+        digest = hashlib.sha256(weights).hexdigest()
+        new = self.models.create_version(caller, name, text, len(weights), digest, **more)
+        for number in range(new.upload.parts):
+            part = weights[number * MAX_PART_BYTES : (number + 1) * MAX_PART_BYTES]
+            self.uploads.put_part(caller, new.upload.id, number, part, hashlib.sha256(part).digest())
+        return new
+
+    def add(self, name: str = "cells", fill: int = 0, caller: TenantCaller | None = None) -> ModelVersion:
+        """Upload a version whose weights are all `fill`."""
+        caller = caller or tenant_caller()
+        return self.models.complete(caller, self.send(name, weights_of(GRAPH, fill=fill), caller=caller).upload.id)
+
+    def train(self, name: str = "cells", job: str = "job_1", weights: Any = (WEIGHTS,), graph: Graph = GRAPH) -> int:
+        """Register what a job trained."""
+        return self.models.register_trained(
+            owner=ACME,
+            name=name,
+            graph=graph,
+            weights=weights,
+            principal="principal-app",
+            job_id=job,
+            provenance={"dataset": "rows", "privacy": None},
+        )
+
+    def rows(self, owner: TenantId = ACME) -> dict[str, int]:
+        """Count what the registry holds of a tenant, visible or not."""
+        with self.database.tenant(owner, by=System(reason="test"), read_only=True) as tx:
+            return {table.name: len(tx.all(tx.select(table))) for table in (models, model_versions, model_aliases)}
+
+    def stored(self, model_id: ObjectId, owner: TenantId = ACME) -> int:
+        """Count the sealed blobs of a model."""
+        return len(list(self.blobs.keys(f"{owner}/{model_id}")))
+
+    def recorded(self) -> list[tuple[str, str, dict[str, Any]]]:
+        """Return action, outcome and facts of everything recorded."""
+        return [(str(event.action), str(event.outcome), dict(event.facts)) for event in self.recorder.events]
