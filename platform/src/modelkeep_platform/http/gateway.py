@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from modelkeep_platform.core.errors import ModelkeepError, UnavailableError
 from modelkeep_platform.core.ids import RequestId, new_object_id
 from modelkeep_platform.core.ports import Entropy
-from modelkeep_platform.http.answers import ALWAYS, error_response, protocol_error_response
+from modelkeep_platform.http.answers import ALWAYS, code_of, error_response, protocol_error_response
 from modelkeep_platform.http.heads import over_limits
 from modelkeep_platform.http.refusals import CALLER, Notes
 from modelkeep_platform.http.watch import CODE, STATUS, Watch
@@ -77,6 +77,10 @@ class Gateway:
         began = time.perf_counter()
         try:
             await target(scope, receive, self._outward(scope, request_id, send))
+        except Exception as exc:
+            # An answer that broke off: its status was sent before anything was wrong.
+            scope.setdefault(CODE, code_of(exc))
+            raise
         finally:
             self._watch.saw(scope, time.perf_counter() - began)
 
