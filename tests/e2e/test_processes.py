@@ -1,5 +1,6 @@
 """Two server processes on one database: what one changes the other decides by, before the call returns."""
 
+import sqlite3
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -101,7 +102,7 @@ def test_a_rotated_secret_and_a_suspended_tenant_end_tokens_on_both(pair: Pair) 
 
 def test_a_dead_process_is_named_and_then_forgotten(pair: Pair, tmp_path: Path) -> None:
     third = ServerProcess(pair.made, options=("--port", str(free_port())))
-    time.sleep(2.5)
+    wait_until(lambda: heartbeats(pair.made) == 3, "the third server's heartbeat")
     third.kill()
     admin = pair.acme.admin
     with pair.other(admin) as there:
@@ -113,6 +114,15 @@ def test_a_dead_process_is_named_and_then_forgotten(pair: Pair, tmp_path: Path) 
         assert answer.headers.get("x-modelkeep-unacknowledged")
         admin.grants.revoke(answer.json()["id"])
         wait_until(lambda: quick(there, body), "the dead process to be forgotten", timeout_s=10)
+
+
+def heartbeats(made: Installation) -> int:
+    connection = sqlite3.connect(made.data / "platform.db")
+    try:
+        count: int = connection.execute("SELECT count(*) FROM server_processes").fetchone()[0]
+    finally:
+        connection.close()
+    return count
 
 
 def quick(there: httpx.Client, body: Mapping[str, object]) -> bool:

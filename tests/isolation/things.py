@@ -23,9 +23,7 @@ class Things:
         app = acme.clients["developer"]
         grant = acme.admin.grants.create("model", "model", grantee="globex", actions=["model:read"])
         acme.admin.grants.revoke(grant.id)
-        kept = acme.admin.grants.create(
-            "dataset", "open", grantee="globex", actions=["dataset:read"], expires_at=1 << 40
-        )
+        kept = acme.admin.grants.create("dataset", "open", grantee="globex", actions=["dataset:read"])
         member = acme.admin.members.invite("ana", roles=["analyst"]).member
         account = acme.admin.service_accounts.create("spare", roles=["analyst"]).service_account
         started = app.jobs.create(job(dataset="open", privacy=None, into="by-job"))
