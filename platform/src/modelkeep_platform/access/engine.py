@@ -53,6 +53,9 @@ class Opinion:
     error: str | None = None
 
 
+SILENCE: Final = Opinion(verdict=Verdict.SILENT, policies=())
+
+
 class Context(NamedTuple):
     """What policies may test about a call, apart from who and what."""
 
@@ -97,7 +100,9 @@ class Question:
     @cached_property
     def request(self) -> dict[str, object]:
         """The request; the context is JSON already."""
-        context = {**self.context._asdict(), "cross_tenant": self.tenant != self.ref.owner}
+        name, alias, version = self.context
+        cross_tenant = self.tenant != self.ref.owner
+        context = {"name": name, "alias": alias, "version": version, "cross_tenant": cross_tenant}
         return {
             "principal": {"type": f"Modelkeep::{self.principal_type}", "id": self.principal},
             "action": {"type": "Modelkeep::Action", "id": self.action},
@@ -152,15 +157,15 @@ def ask(asked: Question, policies: cedarpy.PolicySet) -> Opinion:
         result = cedarpy.is_authorized(asked.request, policies, asked.entities)
     except (ValueError, TypeError) as exc:
         return failed(str(exc))
-    diagnostics = result.diagnostics
+    diagnostics, decision = result.diagnostics, result.decision
     # INVARIANT: an erroring policy was skipped; its opinion is unknown, so the answer is no.
-    if diagnostics.errors or result.decision is cedarpy.Decision.NoDecision:
+    if diagnostics.errors or decision is cedarpy.Decision.NoDecision:
         return failed(str(diagnostics.errors[0]) if diagnostics.errors else "no decision")
+    if not diagnostics.reasons:
+        return SILENCE
     labels = diagnostics.id_annotations_by_reason
     ids = tuple(sorted(labels.get(reason) or reason for reason in diagnostics.reasons))
-    if result.allowed:
-        return Opinion(verdict=Verdict.PERMIT, policies=ids)
-    return Opinion(verdict=Verdict.FORBID if ids else Verdict.SILENT, policies=ids)
+    return Opinion(verdict=Verdict.PERMIT if decision is cedarpy.Decision.Allow else Verdict.FORBID, policies=ids)
 
 
 def failed(error: str) -> Opinion:

@@ -16,7 +16,7 @@ from typing import Final, Generic, TypeVar
 
 import cedarpy
 
-from modelkeep_platform.access.engine import Opinion, Question, Verdict, ask, failed
+from modelkeep_platform.access.engine import SILENCE, Opinion, Question, ask, failed
 from modelkeep_platform.core.actions import GRANTABLE
 from modelkeep_platform.core.ids import TenantId
 from modelkeep_platform.core.refs import ResourceRef
@@ -90,7 +90,7 @@ class ActivePolicy:
         if self.broken is not None:
             return failed(self.broken)
         if self.policies is None:
-            return Opinion(verdict=Verdict.SILENT, policies=())
+            return SILENCE
         return ask(asked, self.policies)
 
 
