@@ -337,8 +337,12 @@ def _attr(spec: Attr) -> dict[str, Any]:
     number = {"type": "integer" if whole_number else "number", "minimum": spec.low, "maximum": spec.high}
     if spec.kind in {"ints", "floats"}:
         listed = {"type": "array", "minItems": 1, "maxItems": 8 if whole_number else 65_536, "items": number}
-        return {"anyOf": [number, listed]} if whole_number else listed
-    return number if spec.required or spec.default is not None else {"anyOf": [number, {"type": "null"}]}
+        taken = [number, listed] if whole_number else [listed]
+    else:
+        taken = [number]
+    if not spec.required and spec.default is None:
+        taken.append({"type": "null"})
+    return taken[0] if len(taken) == 1 else {"anyOf": taken}
 
 
 # --- api --------------------------------------------------------------------------------------------
