@@ -262,3 +262,18 @@ def test_no_key_is_printed_or_pickled(room: SealedRoom) -> None:
     for thing in (room.keys, room.keys._cache):
         with pytest.raises(TypeError):
             pickle.dumps(thing)
+
+
+def test_another_process_forgets_a_destroyed_key_when_it_sees_the_epoch(room: SealedRoom) -> None:
+    seen = [1]
+    other = KeyService(
+        database=room.database, root=room.root, clock=room.clock, entropy=FakeEntropy(seed=9), epoch=lambda: seen[0]
+    )
+    room.key_for(ONE)
+    sealed = _seal(room)
+    assert other.open(ACME, ONE, sealed, **PLACE) == b"plain"
+    with room.database.platform() as tx:
+        room.keys.destroy_key(tx, ACME, ONE)
+    assert other.open(ACME, ONE, sealed, **PLACE) == b"plain", "it has not seen the deletion"
+    seen[0] += 1
+    _refused("key_missing", lambda: other.open(ACME, ONE, sealed, **PLACE))

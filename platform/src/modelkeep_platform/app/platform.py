@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import ASGIApp
 
 from modelkeep_platform import __version__
@@ -106,8 +107,8 @@ class Platform:
             process_id=f"{socket.gethostname()[:30]}-{entropy.random_bytes(8).hex()}",
         )
         self.epoch = EpochWatcher(database=database, clock=clock, peers=peers)
-        root = FileRootKey.load(Path(settings.root_key))
-        self._keys = KeyService(database=database, root=root, clock=clock, entropy=entropy)
+        root = FileRootKey.load(Path(settings.root_key), data=data)
+        self._keys = KeyService(database=database, root=root, clock=clock, entropy=entropy, epoch=self.epoch.last_known)
         self._secrets = PlatformSecrets(database=database, sealer=self._keys, clock=clock)
         self._prepare()
         self.signer = Ed25519Signer(self._secrets.get_or_create("checkpoint-key", Ed25519Signer.generate))
@@ -403,5 +404,5 @@ class Platform:
             try:
                 self._uploads.expire()
                 self._dispatcher.clear_leftovers()
-            except ModelkeepError:
+            except (ModelkeepError, SQLAlchemyError):
                 _log.exception("what is over could not be cleared away; it is tried again")

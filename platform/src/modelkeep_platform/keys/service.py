@@ -1,12 +1,13 @@
 """The key tree: root key → tenant's key-encryption key, versioned → data key of one object.
 
 Implements the `Sealer` port. Opened data keys are cached in memory, bounded and by tenant; nothing else of them
-leaves this room. A destroyed key is forgotten here at once; another process that had opened it may keep it until
-it is pushed out of that process's cache, but finds no row and no blob any more.
+leaves this room. A destroyed key is forgotten here at once, and in other processes when they see the epoch that its
+deletion moved: what was opened in an earlier epoch is forgotten.
 """
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final
 
 from modelkeep_platform.core.errors import IntegrityError
@@ -34,13 +35,24 @@ class KeyService:
         root: the root of trust.
         clock: stamps keys.
         entropy: makes keys.
+        epoch: the number that every deletion moves; opened keys are kept for one.
     """
 
-    def __init__(self, *, database: Database, root: RootKey, clock: Clock, entropy: Entropy) -> None:
+    def __init__(
+        self,
+        *,
+        database: Database,
+        root: RootKey,
+        clock: Clock,
+        entropy: Entropy,
+        epoch: Callable[[], int] = lambda: 0,
+    ) -> None:
         self._database = database
         self._root = root
         self._clock = clock
         self._entropy = entropy
+        self._epoch = epoch
+        self._opened_in = 0
         self._cache: OrderedDict[tuple[TenantId, ObjectId], SecretBytes] = OrderedDict()
         self._destroyed: OrderedDict[tuple[TenantId, ObjectId], None] = OrderedDict()
         self._lock = threading.Lock()
@@ -135,6 +147,11 @@ class KeyService:
     def _data_key(self, owner: TenantId, object_id: ObjectId) -> SecretBytes:
         place = (owner, object_id)
         with self._lock:
+            # INVARIANT: read before the row is: a key that is destroyed meanwhile is forgotten with the next epoch.
+            epoch = self._epoch()
+            if epoch != self._opened_in:
+                self._cache.clear()
+                self._opened_in = epoch
             known = self._cache.get(place)
             if known is not None:
                 self._cache.move_to_end(place)
@@ -149,7 +166,7 @@ class KeyService:
         bound = dek_context(owner, object_id, kek_version=row["kek_version"])
         key = SecretBytes(open_sealed(kek.reveal(), bound, row["wrapped"]))
         with self._lock:
-            if place in self._destroyed:
+            if place in self._destroyed or epoch != self._opened_in:
                 return key
             self._cache[place] = key
             while len(self._cache) > _CACHED_KEYS:

@@ -92,6 +92,10 @@ class EpochWatcher:
         """Return how long ago the epoch was last read, in seconds."""
         return self._clock.monotonic_s() - self._read_at
 
+    def last_known(self) -> int:
+        """Return the number as it was last read, however long ago; for caches whose entries are only ever dropped."""
+        return self._number
+
     @property
     def processes(self) -> int:
         """Return how many server processes are alive, this one included."""
