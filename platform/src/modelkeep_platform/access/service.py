@@ -27,6 +27,7 @@ from modelkeep_platform.core.ids import TenantId
 from modelkeep_platform.core.ports import Clock, EpochSource, Recorder
 from modelkeep_platform.core.refs import ResourceRef
 from modelkeep_platform.storage.database import Database
+from modelkeep_platform.telemetry.logs import fields
 
 NOT_FOUND: Final = "there is no such object, or you may not see it"
 _log = logging.getLogger(__name__)
@@ -174,7 +175,9 @@ class PolicyAuthorizer:
         tenant, version = side
         for opinion in opinions:
             if opinion.error is not None:
-                _log.error("a policy failed: tenant %s, version %d, `%s`: %s", tenant, version, action, opinion.error)
+                # Not the engine's words: they repeat the policy's text, which is its tenant's.
+                about = fields(tenant=tenant, action=str(action), reason=f"policy version {version}")
+                _log.error("a policy failed while it was evaluated", extra=about)
         forbidding = [opinion for opinion in opinions if opinion.verdict is Verdict.FORBID]
         if forbidding:
             reasons = tuple(

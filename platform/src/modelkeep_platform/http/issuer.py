@@ -23,6 +23,7 @@ from modelkeep_platform.core.errors import CallerError, ModelkeepError, RateLimi
 from modelkeep_platform.core.ports import Entropy
 from modelkeep_platform.http.bodies import read_body
 from modelkeep_platform.http.status import status_of
+from modelkeep_platform.http.watch import CODE
 from modelkeep_platform.identity.issuer import EmbeddedIssuer, OAuthError, TokenAnswer
 from modelkeep_platform.tenants.service import TenantService
 
@@ -241,14 +242,17 @@ async def _oauth(request: Request, run: Callable[[Request, dict[str, str]], dict
         form = await _form_of(request)
         return _json(await run_in_threadpool(run, request, form))
     except RateLimitedError as exc:
+        request.scope[CODE] = exc.error_code
         headers = {"retry-after": str(exc.retry_after_s)}
         return _json({"error": "slow_down", "error_description": exc.message}, status=429, headers=headers)
     except OAuthError as exc:
+        request.scope[CODE] = exc.error_code
         refused: dict[str, object] = {"error": exc.error_code, "error_description": exc.message}
         if exc.error_code != "invalid_client":
             return _json(refused, status=400)
         return _json(refused, status=401, headers={"www-authenticate": 'Basic realm="modelkeep"'})
     except ModelkeepError as exc:
+        request.scope[CODE] = exc.error_code
         code = "invalid_request" if isinstance(exc, CallerError) else "temporarily_unavailable"
         failed: dict[str, object] = {"error": code, "error_description": exc.message}
         return _json(failed, status=status_of(exc))

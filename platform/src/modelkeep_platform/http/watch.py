@@ -22,9 +22,9 @@ UNMATCHED: Final = "unmatched"
 INFER: Final = "POST /v2/models/{name}/infer"
 LIMITS: Final = frozenset(
     {
-        *("rate_limited", "too_many_at_once", "too_many_keys", "too_many_guesses", "too_many_jobs", "too_many_uploads"),
+        *("rate_limited", "too_many_at_once", "too_many_keys", "too_many_jobs", "too_many_uploads", "slow_down"),
         *("too_many_members", "too_many_service_accounts", "too_many_policies", "storage_exhausted"),
-        *("disk_full", "overloaded", "audit_unavailable", "slow_down"),
+        *("disk_full", "overloaded", "audit_unavailable"),
     }
 )
 """Codes that mean that a limit was reached: the tenant's own, or the platform's."""
