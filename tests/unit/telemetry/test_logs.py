@@ -81,13 +81,11 @@ def test_of_an_exception_types_codes_and_places_are_written(
 
 def test_a_database_error_is_named_by_the_databases_code() -> None:
     database = sqlite3.connect(":memory:")
-    try:
+    with pytest.raises(sqlite3.OperationalError) as caught:
         database.execute("SELECT nothing FROM nowhere")
-    except sqlite3.OperationalError:
-        said = line(record(exc=sys.exc_info()))["error"]
-    finally:
-        database.close()
-    assert said == "OperationalError(SQLITE_ERROR)"
+    database.close()
+    info = (caught.type, caught.value, caught.tb)
+    assert line(record(exc=info))["error"] == "OperationalError(SQLITE_ERROR)"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,105 @@
+"""What training takes of a tenant's storage: set aside before it begins, given back when it is no longer there."""
+
+import pytest
+import sqlalchemy as sa
+
+from fakes.core import tenant_caller
+from fakes.rooms import (
+    CELLS,
+    ScriptedRunner,
+    TrainingRoom,
+    ask,
+    cells,
+    hear_brief,
+    honest,
+    send_blob,
+    training_spec,
+    zeros,
+)
+from modelkeep_platform.core.errors import ConflictError
+from modelkeep_platform.core.limits import Quota
+from modelkeep_platform.jobs.queue import JobState
+from modelkeep_platform.storage.tables.jobs import jobs
+from modelkeep_platform.storage.transactions import System
+from modelkeep_platform.training.dispatcher import LEFTOVERS_S
+from modelkeep_platform.uploads.usage import stored_bytes
+from modelkeep_platform.workers.channel_sync import SyncChannel
+
+ME = tenant_caller()
+PARAMETERS = 4 * (2 * 2 + 2)
+ROWS = 2 * len(cells())
+
+
+def stored(room: TrainingRoom) -> dict[str, int]:
+    with room.database.tenant(ME.tenant, by=System(reason="test"), read_only=True) as tx:
+        return stored_bytes(tx)
+
+
+def keeps_a_checkpoint_and_dies(channel: SyncChannel) -> None:
+    hear_brief(channel)
+    for number in range(2):
+        ask(channel, number, 1)
+    send_blob(channel, zeros(), step=2)
+
+
+def test_datasets_count_while_they_are_there(room: TrainingRoom) -> None:
+    assert stored(room) == {"models": 0, "datasets": ROWS, "uploads": 0, "jobs": 0}
+    room.send({**CELLS, "name": "more"}, cells())
+    assert stored(room)["uploads"] == len(cells())
+    room.datasets.delete(ME, "cells")
+    assert stored(room)["datasets"] == ROWS // 2
+
+
+@pytest.mark.parametrize(("every", "times"), [(None, 1), (2, 3)])
+def test_a_job_sets_aside_its_result_and_its_checkpoints(room: TrainingRoom, every: int | None, times: int) -> None:
+    room.training.create(ME, training_spec(checkpoint_every=every))
+    assert stored(room)["jobs"] == times * PARAMETERS
+
+
+def test_a_job_that_succeeds_becomes_a_version(room: TrainingRoom) -> None:
+    job = room.training.create(ME, training_spec())
+    room.dispatcher(ScriptedRunner(honest)).run_one()
+    assert room.training.get(ME, job.id).state == "succeeded"
+    found = stored(room)
+    assert found["jobs"] == 0
+    assert found["models"] > PARAMETERS
+
+
+def test_a_queued_job_that_is_cancelled_gives_back_at_once(room: TrainingRoom) -> None:
+    job = room.training.create(ME, training_spec())
+    room.training.cancel(ME, job.id)
+    assert stored(room)["jobs"] == 0
+
+
+def test_what_a_failed_job_left_behind_goes_after_a_day(room: TrainingRoom) -> None:
+    room.training.create(ME, training_spec(checkpoint_every=2))
+    dispatcher = room.dispatcher(ScriptedRunner(keeps_a_checkpoint_and_dies))
+    dispatcher.run_one()
+    blobs = room.uploads.artifacts._blobs
+    with room.database.platform(read_only=True) as tx:
+        row = tx.first(sa.select(jobs.c.id, jobs.c.state))
+    assert row is not None
+    assert row["state"] == JobState.FAILED
+    assert list(blobs.keys(f"{ME.tenant}/{row['id']}"))
+    assert dispatcher.clear_leftovers() == 0
+    assert stored(room)["jobs"] == 3 * PARAMETERS
+    room.clock.advance(LEFTOVERS_S + 1)
+    assert dispatcher.clear_leftovers() == 1
+    assert list(blobs.keys(f"{ME.tenant}/{row['id']}")) == []
+    assert stored(room)["jobs"] == 0
+    assert dispatcher.clear_leftovers() == 0
+
+
+def test_a_job_that_does_not_fit_costs_nothing(room: TrainingRoom) -> None:
+    room.uploads._quota = Quota(storage_bytes=ROWS + PARAMETERS - 1)
+    with pytest.raises(ConflictError) as caught:
+        room.training.create(ME, training_spec())
+    assert caught.value.error_code == "storage_exhausted"
+    assert caught.value.details == {
+        "limit_bytes": ROWS + PARAMETERS - 1,
+        "used_bytes": ROWS,
+        "wanted_bytes": PARAMETERS,
+    }
+    assert room.datasets.budget(ME, "cells").epsilon_reserved == 0.0
+    room.uploads._quota = Quota(storage_bytes=ROWS + PARAMETERS)
+    room.training.create(ME, training_spec())
