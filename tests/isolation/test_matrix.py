@@ -319,3 +319,18 @@ def test_refusals_are_recorded_in_the_callers_log_and_not_in_the_owners(house: H
     entry = house.globex.admin.audit.wait_for(request_id)
     assert (entry.action, entry.outcome) == (Action.MODEL_READ, "denied")
     assert house.acme.admin.audit.entries(request_id=request_id) == []
+
+
+def test_what_a_suspended_tenant_granted_stops_with_it_and_comes_back_with_it(house: House, things: Things) -> None:
+    grant = house.acme.admin.grants.create("model", "model", grantee="globex", actions=["model:predict"])
+    infer = ("POST", "/v2/models/{name}/infer")
+    with house.http(house.globex.admin) as http:
+        assert call(http, infer, things.foreign).status_code == 200
+        house.operator.tenants.suspend("acme")
+        try:
+            stopped, never = (call(http, infer, ids) for ids in (things.foreign, things.missing))
+            assert seen(stopped) == seen(never)
+        finally:
+            house.operator.tenants.resume("acme")
+        assert call(http, infer, things.foreign).status_code == 200
+    house.acme.admin.grants.revoke(grant.id)

@@ -46,9 +46,12 @@ class TenantRegistry:
             return _tenant(tx.first(sa.select(tenants).where(tenants.c.slug == slug)))
 
     def id_of(self, slug: str) -> TenantId | None:
-        """Return the id of the tenant with this slug, or None."""
+        """Return the id of the active tenant with this slug, or None.
+
+        A suspended tenant is not there for others: what it granted stops with it, and comes back with it.
+        """
         found = self.by_slug(slug)
-        return None if found is None else found.id
+        return None if found is None or found.state != ACTIVE else found.id
 
     def slug_of(self, tenant: TenantId) -> str:
         """Return the tenant's slug; the id itself for a tenant that is not known."""
