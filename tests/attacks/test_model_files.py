@@ -14,16 +14,16 @@ import pickle
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from fakes.core import FakeClock, FakeEntropy, FakeRecorder, tenant_caller
+from fakes.core import tenant_caller
 from fakes.graphs import document, encoded, example, file_of, header_of, node, weights_of
-from fakes.registry import GRAPH, LAYER, WEIGHTS, ModelRoom
+from fakes.registry import GRAPH, LAYER, WEIGHTS, ModelRoom, memory_room
 from modelkeep_platform.audit.refusals import RefusalNotes
 from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.errors import (
@@ -37,8 +37,6 @@ from modelkeep_platform.core.events import Outcome
 from modelkeep_platform.core.limits import MAX_GRAPH_BYTES
 from modelkeep_platform.http.refusals import CALLER, noted
 from modelkeep_platform.http.status import status_of
-from modelkeep_platform.storage.blobs import LocalBlobs
-from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.pages import PageRequest
 
 ME = tenant_caller()
@@ -46,10 +44,9 @@ NOTHING = {"models": 0, "model_versions": 0, "model_aliases": 0}
 
 
 @pytest.fixture
-def room(
-    database: Database, blobs: LocalBlobs, clock: FakeClock, entropy: FakeEntropy, recorder: FakeRecorder
-) -> ModelRoom:
-    return ModelRoom(database, blobs, clock, entropy, recorder)
+def room() -> Iterator[ModelRoom]:
+    with memory_room() as room:
+        yield room
 
 
 class Payload:

@@ -1,7 +1,11 @@
 """The room of models over real storage and uploads, with the ports of `core` faked."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+import sqlalchemy as sa
 
 from fakes.core import (
     ACME,
@@ -13,6 +17,7 @@ from fakes.core import (
     FakeSealer,
     tenant_caller,
 )
+from fakes.faulty_blobs import MemoryBlobs
 from fakes.graphs import document, encoded, node, weights_of
 from fakes.rooms import Slugs
 from modelkeep_platform.core.callers import TenantCaller
@@ -23,6 +28,8 @@ from modelkeep_platform.models.service import ModelService
 from modelkeep_platform.models.values import ModelVersion, NewVersion
 from modelkeep_platform.storage.blobs import BlobStore
 from modelkeep_platform.storage.database import Database
+from modelkeep_platform.storage.schema import metadata
+from modelkeep_platform.storage.tables.epoch import epoch
 from modelkeep_platform.storage.tables.models import model_aliases, model_versions, models
 from modelkeep_platform.storage.transactions import System
 from modelkeep_platform.uploads.service import UploadService
@@ -30,6 +37,17 @@ from modelkeep_platform.uploads.service import UploadService
 LAYER: Any = document([node("linear", {"in_features": 2, "out_features": 3}, "x0", name="layer")], [(-1, 2)], (-1, 3))
 GRAPH = parse(encoded(LAYER))
 WEIGHTS = weights_of(GRAPH)
+
+
+@contextmanager
+def memory_room() -> Iterator["ModelRoom"]:
+    """A registry whose database and blobs are in memory: nothing waits for a disk."""
+    database = Database("sqlite:///:memory:")
+    metadata.create_all(database.engine)
+    with database.platform() as tx:
+        tx.execute(sa.insert(epoch).values(id=1, number=1))
+    yield ModelRoom(database, MemoryBlobs(), FakeClock(), FakeEntropy(), FakeRecorder())
+    database.close()
 
 
 class ModelRoom:

@@ -1,24 +1,20 @@
 """The registry against a simple model: uploads, refusals, training, aliases, deletions, in any order."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import pytest
-import sqlalchemy as sa
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from fakes.core import ACME, FakeClock, FakeEntropy, FakeRecorder, tenant_caller
-from fakes.faulty_blobs import MemoryBlobs
+from fakes.core import ACME, tenant_caller
 from fakes.graphs import weights_of
-from fakes.registry import GRAPH, ModelRoom
+from fakes.registry import GRAPH, memory_room
 from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.errors import ConflictError, NotFoundError, UnprocessableError
-from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.pages import PageRequest
-from modelkeep_platform.storage.schema import metadata
-from modelkeep_platform.storage.tables.epoch import epoch
 
 ME = tenant_caller()
 NAMES = st.sampled_from(["cells", "rows"])
@@ -51,12 +47,8 @@ class RegistryMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.database = Database("sqlite:///:memory:")
-        metadata.create_all(self.database.engine)
-        with self.database.platform() as tx:
-            tx.execute(sa.insert(epoch).values(id=1, number=1))
-        self.blobs = MemoryBlobs()
-        self.room = ModelRoom(self.database, self.blobs, FakeClock(), FakeEntropy(), FakeRecorder())
+        self.opened = ExitStack()
+        self.room = self.opened.enter_context(memory_room())
         self.service = self.room.models
         self.known: dict[str, Known] = {}
         self.waiting: list[Begun] = []
@@ -65,7 +57,7 @@ class RegistryMachine(RuleBasedStateMachine):
         self.given: set[tuple[str, int]] = set()  # every number that a model ever gave out
 
     def teardown(self) -> None:
-        self.database.close()
+        self.opened.close()
 
     def missed(self, call: Callable[[], object]) -> None:
         with pytest.raises(NotFoundError):
@@ -204,7 +196,7 @@ class RegistryMachine(RuleBasedStateMachine):
         if not hasattr(self, "known"):
             return
         assert len(self.room.sealer.keys) == len(self.known)
-        versions = {tuple(key.split("/")[1:3]) for key in self.blobs.keys(ACME)}
+        versions = {tuple(key.split("/")[1:3]) for key in self.room.blobs.keys(ACME)}
         alive = sum(len(known.ready) for known in self.known.values())
         assert len(versions) == alive + sum(self.known.get(one.name) is one.of for one in self.waiting)
 

@@ -1,15 +1,13 @@
-"""A registry over real storage and uploads."""
+"""A registry over storage and uploads in memory."""
+
+from collections.abc import Iterator
 
 import pytest
 
-from fakes.core import FakeClock, FakeEntropy, FakeRecorder
-from fakes.registry import ModelRoom
-from modelkeep_platform.storage.blobs import LocalBlobs
-from modelkeep_platform.storage.database import Database
+from fakes.registry import ModelRoom, memory_room
 
 
 @pytest.fixture
-def room(
-    database: Database, blobs: LocalBlobs, clock: FakeClock, entropy: FakeEntropy, recorder: FakeRecorder
-) -> ModelRoom:
-    return ModelRoom(database, blobs, clock, entropy, recorder)
+def room() -> Iterator[ModelRoom]:
+    with memory_room() as room:
+        yield room

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fakes.graphs import EXAMPLES, Shape, document, encoded, example, filled, node
@@ -139,7 +140,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "flatten": lambda x, start_dim=1, end_dim=-1: torch.nn.Flatten(start_dim, end_dim)(x),
     "reshape": lambda x, shape: torch.reshape(x, shape if isinstance(shape, tuple) else (shape,)),
     "permute": lambda x, dims: torch.permute(x, dims if isinstance(dims, tuple) else (dims,)),
-    "transpose": torch.swapaxes,
+    "transpose": lambda x, dim0, dim1: torch.from_numpy(np.swapaxes(x.numpy(), dim0, dim1)),
     "squeeze": torch.squeeze,
     "unsqueeze": torch.unsqueeze,
     "mean": lambda x, dim, keepdim=False: torch.mean(x, dim, keepdim=keepdim),
