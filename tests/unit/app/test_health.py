@@ -86,9 +86,3 @@ def test_a_flood_of_questions_looks_once_a_second(parts: Parts, clock: FakeClock
     clock.advance(1)
     parts.health.ready()
     assert parts.asked == 2
-
-
-def test_a_server_that_stops_is_not_ready(parts: Parts) -> None:
-    parts.health.stop()
-    with pytest.raises(UnavailableError):
-        parts.health.ready()

@@ -25,7 +25,6 @@ from modelkeep_platform.keys.roots.file import FileRootKey
 from modelkeep_platform.storage import migrate as migrations
 
 _LOW_DISK: Final = 5 * GIB
-_NO_DISK: Final = 512 * MIB
 _FILES: Final = 4096
 _HTTP_S: Final = 3.0
 _AHEAD_S: Final = 60
@@ -129,11 +128,13 @@ def _database(data: Path, _settings: Settings) -> Iterator[Finding]:
         yield Finding(level=Level.BAD, what=f"the database is at revision {now}, not this version's", advice=advice)
 
 
-def _disk(data: Path, _settings: Settings) -> Iterator[Finding]:
-    free = shutil.disk_usage(data).free
-    if free < _LOW_DISK:
-        level = Level.BAD if free < _NO_DISK else Level.WARN
-        advice = "make room: a full disk stops the audit log, and with it every call"
+def _disk(data: Path, settings: Settings) -> Iterator[Finding]:
+    free, reserve = shutil.disk_usage(data).free, settings.disk_reserve_mib * MIB
+    if free < max(_LOW_DISK, 4 * reserve):
+        level = Level.BAD if free <= reserve else Level.WARN
+        advice = (
+            f"make room: at {settings.disk_reserve_mib} MiB (`disk_reserve_mib`) predictions and changes are refused"
+        )
         yield Finding(level=level, what=f"{free // MIB} MiB are free", advice=advice)
     else:
         yield Finding(level=Level.OK, what=f"{free // GIB} GiB are free")

@@ -33,11 +33,6 @@ class Health:
         self._lock = threading.Lock()
         self._looked_at = float("-inf")
         self._reasons: tuple[str, ...] = ()
-        self._stopping = False
-
-    def stop(self) -> None:
-        """Be not ready from now on: the server takes no more."""
-        self._stopping = True
 
     def ready(self) -> None:
         """Return when the server should get requests.
@@ -45,7 +40,7 @@ class Health:
         Raises:
             UnavailableError: it should not; the reason is in the log.
         """
-        if self._stopping or self.reasons():
+        if self.reasons():
             message = "the server is not ready; its log says why"
             raise UnavailableError(message, code="not_ready")
 
