@@ -1,7 +1,6 @@
 """Metrics that are read when somebody asks: seldom, without the database too, and on a listener of their own."""
 
 import socket
-from collections.abc import Iterator
 
 import httpx
 import pytest
@@ -47,7 +46,7 @@ class Read:
 
 
 @pytest.fixture
-def read(database: Database, clock: FakeClock) -> Iterator[Read]:
+def read(database: Database, clock: FakeClock) -> Read:
     with database.platform() as tx:
         for tenant in (ACME, GLOBEX):
             values = {"id": tenant, "slug": tenant[:8], "name": "", "state": "active", "created_at": 0}
