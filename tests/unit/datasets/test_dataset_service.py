@@ -1,6 +1,7 @@
 """A dataset becomes visible when every cell was checked, with its budget; before that it is not there."""
 
 import copy
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -80,6 +81,18 @@ def test_lists_are_in_order_and_budgets_only_of_private_ones(room: DataRoom) -> 
     second = room.datasets.list(ME, PageRequest(limit=1, cursor=first.next_cursor))
     assert ([item.name for item in second.items], second.next_cursor) == (["open"], None)
     assert [budget.dataset for budget in room.datasets.budgets(ME, PageRequest()).items] == ["cells"]
+
+
+def test_other_bytes_than_were_declared_leave_nothing_behind(
+    room: DataRoom, events: Callable[[], list[tuple[str, str]]]
+) -> None:
+    begun = room.datasets.create(ME, PRIVATE, len(ROWS), hashlib.sha256(b"other rows").hexdigest())
+    room.uploads.put_part(ME, begun.upload.id, 0, ROWS, hashlib.sha256(ROWS).digest())
+    with pytest.raises(UnprocessableError) as caught:
+        room.datasets.complete(ME, begun.upload.id)
+    assert caught.value.error_code == "digest_mismatch"
+    assert events()[-1] == ("dataset:create", "failed")
+    room.add(PRIVATE, ROWS)  # the name is free
 
 
 def test_a_bad_cell_leaves_nothing_behind(

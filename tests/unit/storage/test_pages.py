@@ -24,7 +24,7 @@ def test_the_bounds_themselves_are_accepted(limit: int) -> None:
     assert PageRequest(limit=limit).limit == limit
 
 
-@pytest.mark.parametrize("cursor", ["ä", "a", "AAA", "/w==", "_w=="], ids=["not ascii", "1", "3", "std", "not utf-8"])
+@pytest.mark.parametrize("cursor", ["ä", "a", "AAA", "/w==", "_w==", "====", "YQ==!", "YR=="])
 def test_a_cursor_of_others_is_refused(cursor: str) -> None:
     with pytest.raises(MalformedError) as caught:
         PageRequest(cursor=cursor).after()

@@ -1,5 +1,6 @@
 """A job is reserved and queued in one step, or it does not exist and nothing is spent."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ from modelkeep_platform.core.errors import (
 from modelkeep_platform.core.ids import ObjectId
 from modelkeep_platform.core.refs import ResourceRef
 from modelkeep_platform.core.sealing import Purpose, Suite
+from modelkeep_platform.models.graph.format import MAX_NODES, parse
 from modelkeep_platform.storage.pages import PageRequest
 from modelkeep_platform.storage.tables.jobs import jobs
 
@@ -98,6 +100,20 @@ def test_cancelling_a_queued_job_returns_all_of_it(room: TrainingRoom) -> None:
     budget = room.datasets.budget(ME, "cells")
     assert (budget.epsilon_spent, budget.epsilon_reserved) == (0.0, 0.0)
     assert room.training.cancel(ME, job.id).state == "cancelled"
+
+
+def test_a_graph_without_room_for_its_scaling_costs_nothing(room: TrainingRoom) -> None:
+    graph = small_graph()
+    first = graph["nodes"][0]["id"]
+    for at in range(MAX_NODES - len(graph["nodes"])):
+        graph["nodes"].append({"id": f"more{at}", "op": "identity", "inputs": [first], "attrs": {}, "params": {}})
+        first = f"more{at}"
+    graph["outputs"][0]["node"] = first
+    assert len(parse(json.dumps(graph).encode()).nodes) == MAX_NODES
+    with pytest.raises(UnprocessableError) as caught:
+        room.training.create(ME, training_spec(model={"graph": graph}))
+    assert caught.value.error_code == "invalid_graph"
+    assert room.datasets.budget(ME, "cells").epsilon_reserved == 0
 
 
 @pytest.mark.parametrize(

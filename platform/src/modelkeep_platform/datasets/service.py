@@ -162,10 +162,11 @@ class DatasetService:
             ConflictError: parts are missing.
             UnprocessableError: ``bad_cell`` with row and column, or the payload is not of its format.
         """
-        pending = self._pending(caller, self._uploads.status(caller, upload_id))
+        upload = self._uploads.status(caller, upload_id)
+        pending = self._pending(caller, upload)
         decision = self._authorizer.require(caller, Action.DATASET_CREATE, collection(caller.tenant, Kind.DATASET))
-        upload = self._uploads.check_complete(caller, upload_id)
         try:
+            self._uploads.check_complete(caller, upload_id)
             readers.check(pending.spec, self.open_rows(upload.owner, upload.object_id), upload.size_bytes)
         except UnprocessableError as exc:
             self._refuse(caller, decision, upload, exc.error_code)

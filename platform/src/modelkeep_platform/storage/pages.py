@@ -42,10 +42,13 @@ class PageRequest:
         if self.cursor is None:
             return ""
         try:
-            return base64.urlsafe_b64decode(self.cursor.encode("ascii")).decode("utf-8")
+            key = base64.urlsafe_b64decode(self.cursor.encode("ascii")).decode("utf-8")
         except (UnicodeError, binascii.Error) as exc:
-            message = "the cursor is not one that this platform gave out"
-            raise MalformedError(message, code="invalid_page") from exc
+            raise _not_ours() from exc
+        # The decoder passes over what is no base64; only the one spelling that was given out is taken back.
+        if not key or _cursor(key) != self.cursor:
+            raise _not_ours()
+        return key
 
 
 def page_of(items: Sequence[Item], request: PageRequest, keys: Sequence[str]) -> Page[Item]:
@@ -59,4 +62,12 @@ def page_of(items: Sequence[Item], request: PageRequest, keys: Sequence[str]) ->
     if len(items) <= request.limit:
         return Page(items=items, next_cursor=None)
     last = keys[request.limit - 1]
-    return Page(items=items[: request.limit], next_cursor=base64.urlsafe_b64encode(last.encode()).decode("ascii"))
+    return Page(items=items[: request.limit], next_cursor=_cursor(last))
+
+
+def _cursor(key: str) -> str:
+    return base64.urlsafe_b64encode(key.encode()).decode("ascii")
+
+
+def _not_ours() -> MalformedError:
+    return MalformedError("the cursor is not one that this platform gave out", code="invalid_page")

@@ -19,7 +19,7 @@ from modelkeep_platform.core.refs import Kind, ResourceRef, collection, missing
 from modelkeep_platform.core.sealing import Purpose, Suite
 from modelkeep_platform.datasets.service import Dataset, DatasetService
 from modelkeep_platform.jobs.queue import Job, JobQueue, JobState, sort_key
-from modelkeep_platform.models.graph.format import Graph
+from modelkeep_platform.models.graph.format import Graph, with_affine
 from modelkeep_platform.models.graph.format import parse as parse_graph
 from modelkeep_platform.models.service import ModelService
 from modelkeep_platform.privacy.budgets import PlannedJob
@@ -212,6 +212,9 @@ class TrainingService:
         dataset, decision = self._datasets.resolve_for_training(caller, spec.dataset)
         graph, base_model = self._model(caller, spec)
         check_shapes(graph, dataset.spec, spec.loss)
+        if base_model is None:
+            # What will be served has one operation more; a graph that has no room for it must not cost anything.
+            with_affine(graph, *dataset.spec.scaling())
         if dataset.spec.private and spec.privacy is None:
             raise InvalidJobError(
                 f"the dataset `{spec.dataset}` is private: give `privacy` with `epsilon` and `clip_norm`",
