@@ -7,6 +7,7 @@ loss, no accuracy, no count of records leaves a job.
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
+from modelkeep_platform.training.optimizers import optimizer as make_optimizer
 from modelkeep_platform.workers.channel_sync import SyncChannel
 from modelkeep_platform.workers.child import FAULT, READY, run
 from modelkeep_platform.workers.frames import Frame
@@ -120,7 +121,7 @@ class _Job:
             raise RuntimeError("a private job has a plan")
         mechanism = build_mechanism(self._plan, entropy=SystemEntropy(), records=len(features))
         gradient = PrivateGradient(module=module, loss_fn=self._loss(), plan=self._plan, noise=mechanism.noise)
-        optimizer = self._optimizer(module)
+        optimizer = make_optimizer(self._spec.optimizer, module.parameters())
         for step in self._steps(module):
             del step
             indices = mechanism.sampler.sample()
@@ -133,7 +134,7 @@ class _Job:
     ) -> dict[str, Any]:
         import torch
 
-        loss_fn, optimizer = self._loss(), self._optimizer(module)
+        loss_fn, optimizer = self._loss(), make_optimizer(self._spec.optimizer, module.parameters())
         count = max(1, round(self._spec.sample_rate * len(features)))
         order = torch.randperm(len(features))
         at = 0
@@ -143,7 +144,7 @@ class _Job:
                 order, at = torch.randperm(len(features)), 0
             indices = order[at : at + count].numpy()
             at += count
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             for rows, wanted in self._microbatches(features, targets, indices):
                 loss = loss_fn(module(rows), wanted).sum() / count
                 loss.backward()
@@ -185,19 +186,6 @@ class _Job:
             return functional.mse_loss(given, shaped, reduction="none").flatten(1).mean(1)
 
         return squared
-
-    def _optimizer(self, module: "GraphModule") -> "torch.optim.Optimizer":
-        import torch
-
-        chosen = self._spec.optimizer
-        parameters = module.parameters()
-        decay = chosen.weight_decay or 0.0
-        if chosen.name == "adam":
-            first, second = chosen.betas or (0.9, 0.999)
-            return torch.optim.Adam(
-                parameters, chosen.learning_rate, (first, second), chosen.eps or 1e-8, weight_decay=decay
-            )
-        return torch.optim.SGD(parameters, chosen.learning_rate, momentum=chosen.momentum or 0.0, weight_decay=decay)
 
     def _send_weights(self, module: "GraphModule", step: int) -> None:
         import safetensors.torch

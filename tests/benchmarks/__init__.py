@@ -1,0 +1,1 @@
+"""Timings; `make bench` runs them, no test does."""

@@ -1,0 +1,165 @@
+"""A platform in a process of its own, on several ports: as it is shipped, and with one layer each left out.
+
+What is left out is replaced by a null port, here and nowhere else: shipped code has no such switch.
+``python served.py DATA PORTS`` where PORTS is JSON, a port for each name of `VARIANTS`.
+"""
+
+import copy
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from modelkeep_platform.app import settings as settings_file
+from modelkeep_platform.app.platform import Platform
+from modelkeep_platform.core.callers import Caller
+from modelkeep_platform.core.events import Event
+from modelkeep_platform.core.ids import RequestId
+from modelkeep_platform.core.ports import Transaction
+from modelkeep_platform.http.connection import bounded
+from modelkeep_platform.limits.service import Allowance, RequestLimits
+from modelkeep_platform.limits.windows import Standing
+from modelkeep_platform.telemetry import logs
+from modelkeep_platform.telemetry.system import SystemClock
+
+LIMITED_TO = 6_000
+"""Requests a minute of a tenant on the port `limited`."""
+
+
+class NullAuthenticator:
+    """Knows one caller, whatever token is sent; the first is the real one's."""
+
+    def __init__(self, real: Any) -> None:
+        self._real = real
+        self._caller: Caller | None = None
+
+    def cached(self, token: str, request_id: RequestId) -> Caller | None:
+        return self._caller
+
+    def authenticate(self, token: str, request_id: RequestId) -> Caller:
+        self._caller = self._real.authenticate(token, request_id)
+        caller: Caller = self._real.authenticate(token, request_id)
+        return caller
+
+
+class NullRecorder:
+    """Records nothing."""
+
+    def record(self, tx: Transaction, event: Event) -> None:
+        return None
+
+    def record_soon(self, event: Event) -> None:
+        return None
+
+
+class NullLimits:
+    """Counts nothing."""
+
+    _standing = Standing(limit=1, remaining=1, reset_s=1, allowed=True)
+
+    def admit_now(self, caller: Caller) -> Standing:
+        return self._standing
+
+    @contextmanager
+    def slot(self, caller: Caller) -> Iterator[None]:
+        yield
+
+
+class NullWatch:
+    """Writes no access line and counts nothing."""
+
+    def saw(self, scope: Any, seconds: float) -> None:
+        return None
+
+
+def variants(platform: Platform) -> dict[str, Any]:
+    """Return an application for each name."""
+    whole: Any = platform.asgi
+    plane = whole._data_plane
+
+    def without(**changes: Any) -> Any:
+        gateway, data_plane = copy.copy(whole), copy.copy(plane)
+        for name, value in changes.items():
+            setattr(gateway if name == "_watch" else data_plane, name, value)
+        data_plane._known = type(plane._known)()
+        gateway._data_plane = data_plane
+        return gateway
+
+    nothing = {
+        "_authenticator": NullAuthenticator(plane._authenticator),
+        "_servable": _null_decisions(plane),
+        "_recorder": NullRecorder(),
+        "_limits": NullLimits(),
+        "_watch": NullWatch(),
+    }
+    limits = RequestLimits(
+        database=platform._database,
+        clock=SystemClock(),
+        allowance=Allowance(tenant_requests=LIMITED_TO, principal_requests=LIMITED_TO, concurrent=256),
+        processes=lambda: 1,
+    )
+    return {
+        "whole": whole,
+        "authenticator": without(_authenticator=NullAuthenticator(plane._authenticator)),
+        "decisions": without(_servable=_null_decisions(plane)),
+        "recorder": without(_recorder=NullRecorder()),
+        "limits": without(_limits=NullLimits()),
+        "watch": without(_watch=NullWatch()),
+        "nothing": without(**nothing),
+        "limited": without(_limits=limits),
+    }
+
+
+VARIANTS = ("whole", "authenticator", "decisions", "recorder", "limits", "watch", "nothing", "limited")
+
+
+def _null_decisions(plane: Any) -> Callable[..., Any]:
+    found: dict[str, Any] = {}
+
+    async def servable(caller: Caller, name: str, version: str | None, action: Any) -> Any:
+        if name not in found:
+            found[name] = await plane._servable(caller, name, version, action)
+        return found[name]
+
+    return servable
+
+
+def main(data: Path, ports: dict[str, int]) -> None:
+    """Serve until killed."""
+    settings = settings_file.load(data)
+    lines = logs.configure(level=settings.log_level, form=settings.log_format)
+    platform = Platform(data=data, settings=settings, dropped_lines=lambda: lines.dropped)
+    platform.start()
+    by_port = {ports[name]: app for name, app in variants(platform).items()}
+    main_app = platform.asgi
+
+    async def dispatch(scope: Any, receive: Any, send: Any) -> None:
+        server = scope.get("server")
+        await (by_port[server[1]] if server else main_app)(scope, receive, send)
+
+    listeners = [socket.create_server(("127.0.0.1", port), backlog=512) for port in by_port]
+    config = uvicorn.Config(
+        dispatch,
+        loop="uvloop",
+        http=bounded(platform.connections),
+        ws="none",
+        access_log=False,
+        log_config=None,
+        lifespan="on",
+        server_header=False,
+    )
+    uvicorn.Server(config).run(sockets=listeners)
+    platform.close()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]))
