@@ -82,7 +82,7 @@ class NullWatch:
 
 def variants(platform: Platform) -> dict[str, Any]:
     """Return an application for each name."""
-    whole: Any = platform.asgi
+    whole: Any = platform.edge.asgi
     plane = whole._data_plane
 
     def without(**changes: Any) -> Any:
@@ -101,7 +101,7 @@ def variants(platform: Platform) -> dict[str, Any]:
         "_watch": NullWatch(),
     }
     limits = RequestLimits(
-        database=platform._database,
+        database=platform.ground.database,
         clock=SystemClock(),
         allowance=Allowance(tenant_requests=LIMITED_TO, principal_requests=LIMITED_TO, concurrent=256),
         processes=lambda: 1,
@@ -139,7 +139,7 @@ def main(data: Path, ports: dict[str, int]) -> None:
     platform = Platform(data=data, settings=settings, dropped_lines=lambda: lines.dropped)
     platform.start()
     by_port = {ports[name]: app for name, app in variants(platform).items()}
-    main_app = platform.asgi
+    main_app = platform.edge.asgi
 
     async def dispatch(scope: Any, receive: Any, send: Any) -> None:
         server = scope.get("server")
@@ -149,7 +149,7 @@ def main(data: Path, ports: dict[str, int]) -> None:
     config = uvicorn.Config(
         dispatch,
         loop="uvloop",
-        http=bounded(platform.connections),
+        http=bounded(platform.edge.connections),
         ws="none",
         access_log=False,
         log_config=None,

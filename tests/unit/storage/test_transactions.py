@@ -169,7 +169,7 @@ def test_append_takes_append_only_logs_alone(database: Database) -> None:
     with database.tenant(ACME, by=SYSTEM) as tx:
         for table in (platform_secrets, wrapped_deks):
             with pytest.raises(TenantScopeError):
-                tx.append(table, {"name": "x"})
+                tx.append(table, [{"name": "x"}])
 
 
 def test_every_tenant_table_has_the_owner_first_in_its_key() -> None:

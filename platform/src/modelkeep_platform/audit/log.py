@@ -8,6 +8,7 @@ killed loses what it queued within the last window.
 
 import logging
 import threading
+from collections.abc import Sequence
 from typing import Final
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -66,8 +67,7 @@ class AuditLog:
         """Insert the entry, or both tenants' entries, in `tx`."""
         if not isinstance(tx, TenantTransaction | PlatformTransaction):
             raise TypeError("the audit log needs a storage transaction")
-        for entry in self._entries(event, self._clock.now_s()):
-            self._append(tx, entry)
+        self._append(tx, self._entries(event, self._clock.now_s()))
 
     def record_soon(self, event: Event) -> None:
         """Queue the entry of a prediction; does no I/O.
@@ -112,8 +112,7 @@ class AuditLog:
         try:
             entries = [entry for event, at in events for entry in self._entries(event, at, after_the_fact=True)]
             with self._database.platform() as tx:
-                for entry in entries:
-                    self._append(tx, entry)
+                self._append(tx, entries)
         except BaseException:
             with self._queued:
                 self._queue = events + self._queue
@@ -140,9 +139,8 @@ class AuditLog:
             if stopping and not self._queue:
                 return
 
-    def _append(self, tx: TenantTransaction | PlatformTransaction, entry: Entry) -> None:
-        tx.append(
-            audit_entries,
+    def _append(self, tx: TenantTransaction | PlatformTransaction, entries: Sequence[Entry]) -> None:
+        rows = [
             {
                 "id": entry.id,
                 "tenant": entry.tenant,
@@ -150,8 +148,10 @@ class AuditLog:
                 "request_id": entry.request_id,
                 "salt": entry.salt,
                 "body": entry.body,
-            },
-        )
+            }
+            for entry in entries
+        ]
+        tx.append(audit_entries, rows)
 
     def _entries(self, event: Event, at: int, *, after_the_fact: bool = False) -> list[Entry]:
         actor = event.actor

@@ -44,8 +44,8 @@ class _Transaction:
         """Move the epoch within this transaction, so that caches of every process let go."""
         self._connection.execute(sa.update(epoch).values(number=epoch.c.number + 1))
 
-    def append(self, table: sa.Table, values: Mapping[str, Any]) -> None:
-        """Insert into a table declared with `append_only_log`.
+    def append(self, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Insert rows, all of the same columns and in their order, into a table declared with `append_only_log`.
 
         Raises:
             TenantScopeError: the table was not declared so.
@@ -53,7 +53,9 @@ class _Transaction:
         if not table.info.get("append"):
             message = f"{table.name} is not an append-only log"
             raise TenantScopeError(message)
-        self._connection.execute(sa.insert(table).values(**values))
+        if rows:
+            # Values as parameters: the statement is compiled once, however many rows there are.
+            self._connection.execute(sa.insert(table), rows)
 
 
 class PlatformTransaction(_Transaction):
