@@ -350,7 +350,7 @@ def test_a_prediction_is_not_answered_while_the_log_takes_no_entries(
     body = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 1]}]}
     with house.http(house.acme.clients["developer"]) as http:
         assert http.post("/v2/models/model/infer", json=body).status_code == 200
-        monkeypatch.setattr(house.server.platform._audit_log, "_failing", True)
+        monkeypatch.setattr(house.server.platform.ground.log, "_failing", True)
         refused = http.post("/v2/models/model/infer", json=body)
         monkeypatch.undo()
         assert (refused.status_code, refused.headers["x-error-code"]) == (503, "audit_unavailable")
@@ -364,7 +364,7 @@ def test_a_refused_call_of_a_known_caller_is_in_its_tenants_log(house: House) ->
     with house.http(house.acme.admin) as http:
         answer = http.post("/v1/policies/check", content=b"{")
     assert answer.status_code == 400
-    house.server.platform._audit_log.flush()
+    house.server.platform.ground.log.flush()
     (entry,) = house.acme.admin.audit.entries(request_id=answer.headers["x-request-id"])
     assert (entry.action, entry.outcome, entry.name) == ("policy:read", "denied", "acme-admin")
     assert entry.facts == {"reason": "invalid_json", "route": "POST /v1/policies/check"}
@@ -372,13 +372,13 @@ def test_a_refused_call_of_a_known_caller_is_in_its_tenants_log(house: House) ->
 
 
 def test_a_flood_of_refusals_fills_a_counter_and_not_the_log(house: House) -> None:
-    app = AsgiClient(house.server.platform.asgi, base_url=house.url)
+    app = AsgiClient(house.server.platform.edge.asgi, base_url=house.url)
     headers = {"authorization": f"Bearer {house.token(house.globex.admin)}"}
     for _ in range(PER_WINDOW + 30):
         assert app.post("/v1/policies/check", content=b"{", headers=headers).status_code == 400
     platform = house.server.platform
-    platform._refusals.sweep(unfinished=True)
-    platform._audit_log.flush()
+    platform.ground.refusals.sweep(unfinished=True)
+    platform.ground.log.flush()
     found = [entry for entry in house.globex.admin.audit.entries(limit=200) if entry.outcome == "denied"]
     single = [entry for entry in found if entry.facts.get("route") == "POST /v1/policies/check"]
     counted = sum(int(entry.facts["unrecorded"]) for entry in found if entry.action == SUMMARY)
@@ -389,12 +389,12 @@ def test_a_flood_of_refusals_fills_a_counter_and_not_the_log(house: House) -> No
 
 def test_strangers_are_one_entry_of_the_operators_log_for_each_source(house: House) -> None:
     platform = house.server.platform
-    platform._refusals.sweep(unfinished=True)
+    platform.ground.refusals.sweep(unfinished=True)
     for path, headers in [("/v1/whoami", {}), ("/v2/models/m", {"authorization": "Bearer junk"}), ("/v1/nothing", {})]:
         httpx.get(f"{house.url}{path}", headers=headers, timeout=10)
     httpx.post(f"{house.url}/issuer/token", data={"grant_type": "client_credentials"}, timeout=10)
-    platform._refusals.sweep(unfinished=True)
-    platform._audit_log.flush()
+    platform.ground.refusals.sweep(unfinished=True)
+    platform.ground.log.flush()
     newest = next(entry for entry in house.operator.audit.entries() if entry.action == STRANGERS)
     assert (newest.outcome, newest.principal, newest.facts["source"]) == ("denied", None, "127.0.0.1")
     statuses = {name: count for name, count in newest.facts.items() if name.startswith("status_")}

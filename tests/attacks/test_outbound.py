@@ -62,7 +62,7 @@ def test_an_address_in_a_body_is_only_text(house: House, url: str) -> None:
 
 
 def test_no_route_takes_an_address(house: House) -> None:
-    endpoints: list[Endpoint] = list(house.server.platform.endpoints)
+    endpoints: list[Endpoint] = list(house.server.platform.edge.endpoints)
     for endpoint in endpoints:
         names = set(getattr(endpoint.body, "__struct_fields__", ())) | set(endpoint.query)
         assert not {name for name in names if "url" in name or "uri" in name or "host" in name}, endpoint.path

@@ -41,17 +41,17 @@ class Target:
         headers = [*options.pop("headers", ())]
         if known:
             headers.append(("authorization", f"Bearer {self.token}"))
-        return call(self.platform.asgi, method, path, headers=headers, **options)
+        return call(self.platform.edge.asgi, method, path, headers=headers, **options)
 
     def state(self) -> dict[str, Any]:
         """Return all rows but those of the log and of what moves by itself."""
         tables = [table for name, table in metadata.tables.items() if name not in MOVING and "audit" not in name]
-        with self.platform._database.platform(read_only=True) as tx:
+        with self.platform.ground.database.platform(read_only=True) as tx:
             return {table.name: sorted(map(repr, map(dict, tx.all(sa.select(table))))) for table in tables}
 
     def logged(self, answer: Answer) -> list[tuple[str, str]]:
         """Return the outcome and the reason of what the log has of a call."""
-        self.platform._audit_log.flush()
+        self.platform.ground.log.flush()
         entries = self.house.acme.admin.audit.entries(request_id=answer.headers["x-request-id"])
         return [(entry.outcome, str(entry.facts.get("reason") or entry.facts.get("error"))) for entry in entries]
 

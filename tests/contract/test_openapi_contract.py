@@ -49,7 +49,7 @@ class Site:
     def __init__(self, house: House) -> None:
         house.fill()
         acme = house.acme
-        self.http = AsgiClient(house.server.platform.asgi, base_url=house.url)
+        self.http = AsgiClient(house.server.platform.edge.asgi, base_url=house.url)
         self.admin, self.operator = house.token(acme.admin), house.token(house.operator)
         body = {"graph": GRAPH, "weights_bytes": len(WEIGHTS), "weights_sha256": "0" * 64}
         with house.http(acme.clients["developer"]) as http:

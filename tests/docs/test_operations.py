@@ -20,7 +20,7 @@ def documented() -> dict[str, str]:
 
 def test_every_metric_is_on_its_page_and_no_other(house: House) -> None:
     served = {}
-    for family in house.server.platform.metrics.registry.collect():
+    for family in house.server.platform.edge.metrics.registry.collect():
         served[f"{family.name}_total" if family.type == "counter" else family.name] = family.type
     assert documented() == served
 
@@ -28,7 +28,7 @@ def test_every_metric_is_on_its_page_and_no_other(house: House) -> None:
 def test_labels_are_those_of_the_page(house: House) -> None:
     rows = re.findall(r"^\| `(modelkeep_\w+)` \| \w+ \|([^|]*)\|", METRICS, re.MULTILINE)
     said = {name: set(re.findall(r"`(\w+)`", labels)) for name, labels in rows}
-    for family in house.server.platform.metrics.registry.collect():
+    for family in house.server.platform.edge.metrics.registry.collect():
         for sample in family.samples:
             base = f"{family.name}_total" if family.type == "counter" else family.name
             assert set(sample.labels) - {"le"} == said[base], base

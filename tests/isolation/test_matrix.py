@@ -159,7 +159,7 @@ def seen(answer: httpx.Response) -> tuple[object, ...]:
 
 
 def served(house: House) -> list[Endpoint]:
-    return list(house.server.platform.endpoints)
+    return list(house.server.platform.edge.endpoints)
 
 
 def test_every_route_has_its_row(house: House) -> None:

@@ -132,9 +132,9 @@ class ServerThread:
         self.platform.start()
         self._listener = socket.create_server(("127.0.0.1", int(made.url.rpartition(":")[2])))
         config = uvicorn.Config(
-            self.platform.asgi,
+            self.platform.edge.asgi,
             loop="uvloop",
-            http=bounded(self.platform.connections),
+            http=bounded(self.platform.edge.connections),
             ws="none",
             log_config=None,
             lifespan="on",

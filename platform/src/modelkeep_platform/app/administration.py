@@ -25,8 +25,8 @@ def add_tenant(data: Path, *, slug: str, name: str) -> TenantCreated:
     """Add a tenant, recorded as done by the operator at the console."""
     platform = Platform(data=data.resolve(), settings=settings_file.load(data))
     try:
-        platform.epoch.refresh()
-        return platform.tenants.create(_console(), slug, name)
+        platform.ground.epoch.refresh()
+        return platform.rooms.tenants.create(_console(), slug, name)
     finally:
         platform.close()
 
@@ -35,11 +35,11 @@ def list_tenants(data: Path) -> list[dict[str, Any]]:
     """Return every tenant."""
     platform = Platform(data=data.resolve(), settings=settings_file.load(data))
     try:
-        platform.epoch.refresh()
+        platform.ground.epoch.refresh()
         rows: list[dict[str, Any]] = []
         cursor = None
         while True:
-            page = platform.tenants.list(_console(), PageRequest(limit=200, cursor=cursor))
+            page = platform.rooms.tenants.list(_console(), PageRequest(limit=200, cursor=cursor))
             rows += msgspec.to_builtins(list(page.items))
             cursor = page.next_cursor
             if cursor is None:
@@ -57,7 +57,7 @@ def verify_log(data: Path) -> tuple[int, str]:
     settings = settings_file.load(data)
     platform = Platform(data=data.resolve(), settings=settings)
     try:
-        public_key = platform.signer.public_key()
+        public_key = platform.ground.signer.public_key()
     finally:
         platform.close()
     database = open_database(data.resolve())

@@ -303,7 +303,7 @@ def _move_frozen(data: Path, *, to: str) -> None:
 def _verified(data: Path, settings: Settings, note: str) -> Checkpoint:
     platform = Platform(data=data, settings=settings)
     try:
-        return verify(note, origin=settings.log_origin, public_key=platform.signer.public_key())
+        return verify(note, origin=settings.log_origin, public_key=platform.ground.signer.public_key())
     finally:
         platform.close()
 

@@ -78,14 +78,14 @@ def serve(
     try:
         if settings.metrics_port:
             port = settings.metrics_port + process_number
-            metrics = MetricsServer(platform.metrics.registry, host=settings.metrics_host, port=port)
+            metrics = MetricsServer(platform.edge.metrics.registry, host=settings.metrics_host, port=port)
         platform.start()
         _log.info("the server takes requests")
         uvicorn.Server(
             uvicorn.Config(
-                platform.asgi,
+                platform.edge.asgi,
                 loop="uvloop",
-                http=bounded(platform.connections),
+                http=bounded(platform.edge.connections),
                 ws="none",
                 access_log=False,
                 log_config=None,

@@ -1,0 +1,210 @@
+"""The services of every feature, over the ground."""
+
+from pathlib import Path
+
+from modelkeep_platform.access.grants import GrantService
+from modelkeep_platform.access.policies import PolicyService
+from modelkeep_platform.app.ground import Ground
+from modelkeep_platform.app.settings import Settings
+from modelkeep_platform.audit.entries import AUDIT_KEY
+from modelkeep_platform.audit.service import AuditService
+from modelkeep_platform.core.limits import MIB
+from modelkeep_platform.core.refs import Kind
+from modelkeep_platform.datasets.service import DatasetService
+from modelkeep_platform.identity.authenticate import Authenticator
+from modelkeep_platform.identity.issuer import EmbeddedIssuer
+from modelkeep_platform.identity.links import Links
+from modelkeep_platform.identity.members import MemberService
+from modelkeep_platform.identity.memberships import Memberships
+from modelkeep_platform.identity.registry import TenantRegistry
+from modelkeep_platform.identity.secrets import GuessLimit
+from modelkeep_platform.identity.service_accounts import ServiceAccountService
+from modelkeep_platform.jobs.queue import JobQueue
+from modelkeep_platform.models.service import ModelService
+from modelkeep_platform.privacy.ledger import BudgetLedger
+from modelkeep_platform.serving.service import ServingService
+from modelkeep_platform.storage.blobs import LocalBlobs
+from modelkeep_platform.storage.disk import ReservedBlobs
+from modelkeep_platform.tenants.service import TenantService
+from modelkeep_platform.training.dispatcher import Dispatcher
+from modelkeep_platform.training.runners.local import LocalRunner
+from modelkeep_platform.training.service import TrainingService
+from modelkeep_platform.uploads.service import UploadService
+from modelkeep_platform.workers.limits import Limits
+from modelkeep_platform.workers.sandbox import ProcessSandbox
+
+
+class Rooms:
+    """Every service of one server process.
+
+    Args:
+        ground: what they stand on.
+        data: the data folder.
+        settings: what the installation is set to.
+    """
+
+    def __init__(self, ground: Ground, *, data: Path, settings: Settings) -> None:
+        self._ground = ground
+        self._settings = settings
+        self.policies = PolicyService(
+            database=ground.database,
+            authorizer=ground.authorizer,
+            recorder=ground.log,
+            epoch=ground.epoch,
+            clock=ground.clock,
+            max_versions=settings.quota.policy_versions,
+        )
+        self._identity()
+        self._registries(data)
+        self._training()
+        self._governance()
+
+    def _identity(self) -> None:
+        ground, settings = self._ground, self._settings
+        self.registry = TenantRegistry(database=ground.database)
+        self.memberships = Memberships(issuer=settings.issuer)
+        links = Links(database=ground.database, clock=ground.clock, base_url=settings.base_url)
+        self.issuer = EmbeddedIssuer(
+            database=ground.database,
+            secret_store=ground.secrets,
+            issuer=settings.issuer,
+            registry=self.registry,
+            memberships=self.memberships,
+            guesses=GuessLimit(database=ground.database, clock=ground.clock),
+            clock=ground.clock,
+            entropy=ground.entropy,
+        )
+        self.authenticator = Authenticator(
+            database=ground.database,
+            keys=self.issuer,
+            issuer=settings.issuer,
+            registry=self.registry,
+            memberships=self.memberships,
+            epoch=ground.epoch,
+            clock=ground.clock,
+        )
+        self.tenants = TenantService(
+            database=ground.database,
+            registry=self.registry,
+            memberships=self.memberships,
+            links=links,
+            sealer=ground.keys,
+            policies=self.policies,
+            audit_key=AUDIT_KEY,
+            authorizer=ground.authorizer,
+            recorder=ground.log,
+            epoch=ground.epoch,
+            clock=ground.clock,
+            entropy=ground.entropy,
+        )
+        self.members = MemberService(
+            quota=settings.quota,
+            database=ground.database,
+            memberships=self.memberships,
+            links=links,
+            authorizer=ground.authorizer,
+            recorder=ground.log,
+            epoch=ground.epoch,
+            clock=ground.clock,
+            entropy=ground.entropy,
+        )
+        self.service_accounts = ServiceAccountService(
+            quota=settings.quota,
+            database=ground.database,
+            memberships=self.memberships,
+            authorizer=ground.authorizer,
+            recorder=ground.log,
+            epoch=ground.epoch,
+            clock=ground.clock,
+            entropy=ground.entropy,
+        )
+
+    def _registries(self, data: Path) -> None:
+        ground = self._ground
+        self.uploads = UploadService(
+            database=ground.database,
+            blobs=ReservedBlobs(LocalBlobs(data / "blobs"), disk=ground.disk),
+            sealer=ground.keys,
+            clock=ground.clock,
+            entropy=ground.entropy,
+            authorizer=ground.authorizer,
+            quota=self._settings.quota,
+        )
+        self.models = ModelService(
+            database=ground.database,
+            authorizer=ground.authorizer,
+            recorder=ground.log,
+            uploads=self.uploads,
+            sealer=ground.keys,
+            tenants=self.registry,
+            clock=ground.clock,
+            entropy=ground.entropy,
+            epoch=ground.epoch,
+        )
+        self.ledger = BudgetLedger(clock=ground.clock, entropy=ground.entropy)
+        self.datasets = DatasetService(
+            database=ground.database,
+            authorizer=ground.authorizer,
+            recorder=ground.log,
+            uploads=self.uploads,
+            ledger=self.ledger,
+            tenants=self.registry,
+            clock=ground.clock,
+            entropy=ground.entropy,
+            epoch=ground.epoch,
+        )
+
+    def _training(self) -> None:
+        ground, settings, models = self._ground, self._settings, self.models
+        queue = JobQueue(clock=ground.clock, entropy=ground.entropy, max_active=settings.quota.active_jobs)
+        self.training = TrainingService(
+            database=ground.database,
+            authorizer=ground.authorizer,
+            recorder=ground.log,
+            queue=queue,
+            ledger=self.ledger,
+            datasets=self.datasets,
+            models=models,
+            sealer=ground.keys,
+            uploads=self.uploads,
+        )
+        limits = Limits(memory_bytes=settings.worker_memory_mib * MIB, threads=settings.worker_threads)
+        sandbox = ProcessSandbox()
+        self.dispatcher = Dispatcher(
+            database=ground.database,
+            queue=queue,
+            ledger=self.ledger,
+            datasets=self.datasets,
+            models=models,
+            uploads=self.uploads,
+            sealer=ground.keys,
+            recorder=ground.log,
+            runner=LocalRunner(limits=limits, sandbox=sandbox),
+            entropy=ground.entropy,
+        )
+        self.serving = ServingService(
+            weights=lambda version: models.open_weights(version.ref.owner, version.ref.object_id, version.version),
+            limits=limits,
+            sandbox=sandbox,
+            max_workers=settings.max_workers,
+        )
+
+    def _governance(self) -> None:
+        ground = self._ground
+        self.grants = GrantService(
+            database=ground.database,
+            authorizer=ground.authorizer,
+            recorder=ground.log,
+            epoch=ground.epoch,
+            clock=ground.clock,
+            entropy=ground.entropy,
+            resolvers={Kind.MODEL: self.models.resolve, Kind.DATASET: self.datasets.resolve},
+            tenants=self.registry,
+        )
+        self.audit = AuditService(
+            database=ground.database,
+            authorizer=ground.authorizer,
+            sealer=ground.keys,
+            signer=ground.signer,
+            origin=self._settings.log_origin,
+        )
