@@ -1,5 +1,7 @@
 """What training takes of a tenant's storage: set aside before it begins, given back when it is no longer there."""
 
+from typing import Any
+
 import pytest
 import sqlalchemy as sa
 
@@ -19,6 +21,7 @@ from fakes.rooms import (
 from modelkeep_platform.core.errors import ConflictError
 from modelkeep_platform.core.limits import Quota
 from modelkeep_platform.jobs.queue import JobState
+from modelkeep_platform.storage.tables.datasets import datasets
 from modelkeep_platform.storage.tables.jobs import jobs
 from modelkeep_platform.storage.transactions import System
 from modelkeep_platform.training.dispatcher import LEFTOVERS_S
@@ -27,7 +30,17 @@ from modelkeep_platform.workers.channel_sync import SyncChannel
 
 ME = tenant_caller()
 PARAMETERS = 4 * (2 * 2 + 2)
-ROWS = 2 * len(cells())
+ROWS = len(cells())
+
+
+def declared(room: TrainingRoom, table: sa.Table, column: sa.ColumnElement[Any]) -> int:
+    """Return how many bytes stand in a column."""
+    with room.database.platform(read_only=True) as tx:
+        row = tx.first(
+            sa.select(sa.func.coalesce(sa.func.sum(sa.func.length(column)), 0).label("n")).select_from(table)
+        )
+    assert row is not None
+    return int(row["n"])
 
 
 def stored(room: TrainingRoom) -> dict[str, int]:
@@ -43,17 +56,38 @@ def keeps_a_checkpoint_and_dies(channel: SyncChannel) -> None:
 
 
 def test_datasets_count_while_they_are_there(room: TrainingRoom) -> None:
-    assert stored(room) == {"models": 0, "datasets": ROWS, "uploads": 0, "jobs": 0}
-    room.send({**CELLS, "name": "more"}, cells())
-    assert stored(room)["uploads"] == len(cells())
+    first = stored(room)
+    specs = declared(room, datasets, datasets.c.spec)
+    assert first == {"models": 0, "datasets": 2 * ROWS + specs, "uploads": 0, "jobs": 0}
+    upload = room.send({**CELLS, "name": "more"}, cells())
+    assert stored(room)["uploads"] == ROWS
     room.datasets.delete(ME, "cells")
-    assert stored(room)["datasets"] == ROWS // 2
+    assert stored(room)["datasets"] == ROWS + declared(room, datasets, datasets.c.spec)
+    room.uploads.abort(ME, upload.id)
+    assert stored(room)["uploads"] == 0
+
+
+def test_declarations_that_were_given_up_do_not_pile_up(room: TrainingRoom) -> None:
+    before, keys = stored(room), len(room.sealer.keys)
+    for number in range(5):
+        room.uploads.abort(ME, room.send({**CELLS, "name": f"given-up-{number}"}, cells()).id)
+    waiting = room.send({**CELLS, "name": "waits"}, cells())
+    with room.database.platform(read_only=True) as tx:
+        assert [row["name"] for row in tx.all(sa.select(datasets.c.name).order_by(datasets.c.name))] == [
+            "cells",
+            "open",
+            "waits",
+        ]
+    assert len(room.sealer.keys) == keys + 1
+    assert room.datasets.complete(ME, waiting.id).name == "waits"
+    assert stored(room)["datasets"] > before["datasets"] + ROWS
 
 
 @pytest.mark.parametrize(("every", "times"), [(None, 1), (2, 3)])
 def test_a_job_sets_aside_its_result_and_its_checkpoints(room: TrainingRoom, every: int | None, times: int) -> None:
     room.training.create(ME, training_spec(checkpoint_every=every))
-    assert stored(room)["jobs"] == times * PARAMETERS
+    assert stored(room)["jobs"] == times * PARAMETERS + declared(room, jobs, jobs.c.payload)
+    assert declared(room, jobs, jobs.c.payload) > 0
 
 
 def test_a_job_that_succeeds_becomes_a_version(room: TrainingRoom) -> None:
@@ -69,6 +103,7 @@ def test_a_queued_job_that_is_cancelled_gives_back_at_once(room: TrainingRoom) -
     job = room.training.create(ME, training_spec())
     room.training.cancel(ME, job.id)
     assert stored(room)["jobs"] == 0
+    assert declared(room, jobs, jobs.c.payload) == 0
 
 
 def test_what_a_failed_job_left_behind_goes_after_a_day(room: TrainingRoom) -> None:
@@ -91,15 +126,16 @@ def test_what_a_failed_job_left_behind_goes_after_a_day(room: TrainingRoom) -> N
 
 
 def test_a_job_that_does_not_fit_costs_nothing(room: TrainingRoom) -> None:
-    room.uploads._quota = Quota(storage_bytes=ROWS + PARAMETERS - 1)
+    used = stored(room)["datasets"]
+    room.uploads._quota = Quota(storage_bytes=used + PARAMETERS - 1)
     with pytest.raises(ConflictError) as caught:
         room.training.create(ME, training_spec())
     assert caught.value.error_code == "storage_exhausted"
     assert caught.value.details == {
-        "limit_bytes": ROWS + PARAMETERS - 1,
-        "used_bytes": ROWS,
+        "limit_bytes": used + PARAMETERS - 1,
+        "used_bytes": used,
         "wanted_bytes": PARAMETERS,
     }
     assert room.datasets.budget(ME, "cells").epsilon_reserved == 0.0
-    room.uploads._quota = Quota(storage_bytes=ROWS + PARAMETERS)
+    room.uploads._quota = Quota(storage_bytes=used + PARAMETERS)
     room.training.create(ME, training_spec())

@@ -26,8 +26,9 @@ from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.names import TenantDirectory, resolve
 from modelkeep_platform.storage.pages import Page, PageRequest, page_of
 from modelkeep_platform.storage.tables.datasets import datasets
+from modelkeep_platform.storage.tables.uploads import uploads
 from modelkeep_platform.storage.transactions import Row, System, TenantTransaction
-from modelkeep_platform.uploads.service import Upload, UploadService
+from modelkeep_platform.uploads.service import OPEN, Upload, UploadService
 
 PENDING: Final = "pending"
 READY: Final = "ready"
@@ -128,7 +129,8 @@ class DatasetService:
         check_name(spec.name, what="dataset")
         dataset_id = new_object_id(self._entropy, "dat")
         with self._database.tenant(caller.tenant, by=decision) as tx:
-            self._clear_abandoned(tx, spec.name)
+            self._clear_abandoned(tx)
+            self._free_name(tx, spec.name)
             upload = self._uploads.begin(
                 tx,
                 caller=caller,
@@ -282,7 +284,18 @@ class DatasetService:
             raise ConflictError("the dataset was deleted meanwhile", code="deleted")
         return _dataset(row)
 
-    def _clear_abandoned(self, tx: TenantTransaction, name: str) -> None:
+    def _clear_abandoned(self, tx: TenantTransaction) -> None:
+        """Drop declarations whose uploads were given up or ran out, so that nobody fills the database with them."""
+        columns = (datasets.c.id, datasets.c.upload_id)
+        waiting = tx.all(tx.select(datasets, *columns).where(datasets.c.state == PENDING))
+        if not waiting:
+            return
+        still = {row["id"] for row in tx.all(tx.select(uploads, uploads.c.id).where(uploads.c.state == OPEN))}
+        for row in waiting:
+            if row["upload_id"] not in still:
+                self._forget(tx, ObjectId(row["id"]))
+
+    def _free_name(self, tx: TenantTransaction, name: str) -> None:
         """Free the name of a declaration whose upload was given up or refused, or refuse a name that is taken."""
         row = tx.first(tx.select(datasets).where(datasets.c.name == name))
         if row is None:

@@ -53,6 +53,8 @@ class Links:
         token = new_secret("enr")
         now = self._clock.now_s()
         expires_at = now + KEEP_S
+        # What is over is refused like what never was, so nothing needs to be kept of it.
+        tx.execute(sa.delete(links).where(links.c.expires_at <= now))
         same = links.c.subject.is_(None) if subject is None else links.c.subject == subject
         tx.execute(
             sa.update(links).where(links.c.tenant == tenant, same, links.c.used_at.is_(None)).values(used_at=now)

@@ -231,6 +231,7 @@ class JobQueue:
             tx,
             lease,
             **given_back,
+            payload=b"",  # nobody runs it again, and it holds a graph
             state=state,
             finished_at=self._clock.now_s(),
             error_code=None if error is None else error[0],
@@ -255,7 +256,7 @@ class JobQueue:
         queued = tx.change(
             tx.update(jobs)
             .where(jobs.c.id == job_id, jobs.c.state == JobState.QUEUED)
-            .values(state=JobState.CANCELLED, cancel=True, finished_at=self._clock.now_s(), stored_bytes=0)
+            .values(state=JobState.CANCELLED, cancel=True, finished_at=self._clock.now_s(), stored_bytes=0, payload=b"")
         )
         asked = tx.change(
             tx.update(jobs).where(jobs.c.id == job_id, jobs.c.state == JobState.RUNNING).values(cancel=True)

@@ -1,8 +1,9 @@
 """What a tenant's things occupy, as the rows say: the sum that its limit of storage is compared with.
 
-Counted are uploads from their beginning, whole: what was promised to one is not given to another; datasets; the weights
-of models and their graphs, which lie in the database; and what jobs set aside for their checkpoints and their result,
-for a day also those that failed or were cancelled. Sealing adds 0.01 %, which nobody counts.
+Counted are uploads from their beginning, whole: what was promised to one is not given to another; datasets with their
+declarations; the weights of models and their graphs; what jobs set aside for their checkpoints and their result, for a
+day also those that failed or were cancelled, and what they need to know while they wait. Declarations, graphs and jobs
+lie in the database, and a tenant could fill it with them. Sealing adds 0.01 %, which nobody counts.
 """
 
 from typing import Any
@@ -30,7 +31,7 @@ def stored_bytes(tx: TenantTransaction) -> dict[str, int]:
         "models": _sum(tx, model_versions, weights + graphs),
         "datasets": _datasets(tx),
         "uploads": _sum(tx, uploads, uploads.c.size_bytes, uploads.c.state.in_(_UNDER_WAY)),
-        "jobs": _sum(tx, jobs, jobs.c.stored_bytes),
+        "jobs": _sum(tx, jobs, jobs.c.stored_bytes + sa.func.length(jobs.c.payload)),
     }
 
 
@@ -51,11 +52,13 @@ def check_room(tx: TenantTransaction, *, wanted_bytes: int, limit_bytes: int) ->
 
 
 def _datasets(tx: TenantTransaction) -> int:
-    ready = {row["id"] for row in tx.all(tx.select(datasets, datasets.c.id).where(datasets.c.state == _READY))}
+    found = tx.all(tx.select(datasets, datasets.c.id, datasets.c.state, sa.func.length(datasets.c.spec).label("n")))
+    ready = {row["id"] for row in found if row["state"] == _READY}
     sizes = tx.select(uploads, uploads.c.object_id, uploads.c.size_bytes).where(
         uploads.c.kind == Kind.DATASET, uploads.c.state.not_in(_UNDER_WAY)
     )
-    return sum(row["size_bytes"] for row in tx.all(sizes) if row["object_id"] in ready)
+    rows = sum(row["size_bytes"] for row in tx.all(sizes) if row["object_id"] in ready)
+    return rows + sum(row["n"] for row in found)
 
 
 def _sum(tx: TenantTransaction, table: sa.Table, what: sa.ColumnElement[Any], *where: sa.ColumnElement[bool]) -> int:
