@@ -57,8 +57,8 @@ def _datasets(tx: TenantTransaction) -> int:
     sizes = tx.select(uploads, uploads.c.object_id, uploads.c.size_bytes).where(
         uploads.c.kind == Kind.DATASET, uploads.c.state.not_in(_UNDER_WAY)
     )
-    rows = sum(row["size_bytes"] for row in tx.all(sizes) if row["object_id"] in ready)
-    return rows + sum(row["n"] for row in found)
+    rows = sum(int(row["size_bytes"]) for row in tx.all(sizes) if row["object_id"] in ready)
+    return rows + sum(int(row["n"]) for row in found)
 
 
 def _sum(tx: TenantTransaction, table: sa.Table, what: sa.ColumnElement[Any], *where: sa.ColumnElement[bool]) -> int:
