@@ -334,10 +334,16 @@ def _attr(spec: Attr) -> dict[str, Any]:
     if spec.kind == "choice":
         return {"enum": list(spec.choices)}
     whole_number = spec.kind in {"int", "ints", "dim"}
-    number = {"type": "integer" if whole_number else "number", "minimum": spec.low, "maximum": spec.high}
+    kind = "integer" if whole_number else "number"
+    number: dict[str, Any] = {"type": kind, "minimum": spec.low, "maximum": spec.high}
     if spec.kind in {"ints", "floats"}:
-        listed = {"type": "array", "minItems": 1, "maxItems": 8 if whole_number else 65_536, "items": number}
-        taken = [number, listed] if whole_number else [listed]
+        listed: dict[str, Any] = {
+            "type": "array",
+            "minItems": 1,
+            "maxItems": 8 if whole_number else 65_536,
+            "items": number,
+        }
+        taken: list[dict[str, Any]] = [number, listed] if whole_number else [listed]
     else:
         taken = [number]
     if not spec.required and spec.default is None:
