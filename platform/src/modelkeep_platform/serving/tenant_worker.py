@@ -10,7 +10,6 @@ import asyncio
 import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
@@ -108,7 +107,8 @@ class TenantWorker:
     @property
     def alive(self) -> bool:
         """Return whether it takes requests: it was not ended, and its process runs."""
-        return not self._over and self._process.alive()
+        # While a batch runs the channel tells when the process ends; the kernel is asked when nothing listens.
+        return not self._over and (bool(self._batch) or self._process.alive())
 
     @property
     def idle(self) -> bool:
@@ -151,7 +151,8 @@ class TenantWorker:
             raise DeadlineError(f"the prediction was not ready within {timeout_s:g} s") from exc
         finally:
             self._held_bytes -= request.size_bytes
-            with suppress(ValueError):
+            # Not `remove` alone: its error for what was taken out before writes out the whole request, inputs included.
+            if request in self._queue:
                 self._queue.remove(request)
 
     def end(self, error: ModelkeepError | None = None) -> None:

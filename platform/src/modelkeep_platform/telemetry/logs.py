@@ -15,13 +15,15 @@ import errno
 import json
 import logging
 import os
+import select
 import sys
 import threading
 import time
 import traceback
 from collections import deque
 from collections.abc import Iterator, Mapping
-from types import MappingProxyType
+from functools import lru_cache
+from types import MappingProxyType, TracebackType
 from typing import Any, Final
 
 from modelkeep_platform.core.errors import ModelkeepError
@@ -53,6 +55,8 @@ _MAX_FOREIGN: Final = 120
 _MAX_FRAMES: Final = 16
 _QUEUED: Final = 20_000
 _PAUSE_S: Final = 0.05
+_WHOLE_BYTES: Final = select.PIPE_BUF
+_encode: Final = json.JSONEncoder(separators=(",", ":"), default=str).encode
 
 
 def fields(**values: str | float) -> dict[str, Any]:
@@ -70,7 +74,7 @@ class _Formatter(logging.Formatter):
     def values(self, record: logging.LogRecord) -> dict[str, Any]:
         ours = record.name == _OURS or record.name.startswith(f"{_OURS}.")
         found: dict[str, Any] = {
-            "time": f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03d}Z",
+            "time": f"{_second(int(record.created))}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
             "event": record.getMessage()[:_MAX_TEXT] if ours else _fixed(record),
@@ -89,7 +93,7 @@ class JsonFormatter(_Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
-        return json.dumps(self.values(record), separators=(",", ":"), default=str).replace("\x7f", "\\u007f")
+        return _encode(self.values(record)).replace("\x7f", "\\u007f")
 
 
 class TextFormatter(_Formatter):
@@ -134,7 +138,7 @@ class LineWriter(logging.Handler):
         """Write what is queued."""
         with self._writing:
             while self._lines:
-                self._write(self._lines.popleft())
+                self._write(self._taken())
             if self.dropped > self._told:
                 lost, self._told = self.dropped - self._told, self.dropped
                 about = {
@@ -150,6 +154,7 @@ class LineWriter(logging.Handler):
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(timeout=2)
+        self.flush()  # what was said since
         super().close()
 
     def _run(self) -> None:
@@ -157,9 +162,18 @@ class LineWriter(logging.Handler):
             self.flush()
         self.flush()
 
-    def _write(self, line: str) -> None:
-        # One call a line: several processes share one standard error, and a short write of a pipe is whole.
-        data = f"{line}\n".encode("ascii", "backslashreplace")
+    def _taken(self) -> str:
+        """Take lines from the queue: as many as a pipe takes whole, at least one."""
+        lines = [self._lines.popleft()]
+        size = len(lines[0]) + 1
+        while self._lines and (size := size + len(self._lines[0]) + 1) <= _WHOLE_BYTES:
+            lines.append(self._lines.popleft())
+        return "\n".join(lines)
+
+    def _write(self, lines: str) -> None:
+        # Several processes share one standard error, and a short write of a pipe is whole. Each call gives the
+        # interpreter away and waits for its turn again: many short ones slow every request down.
+        data = f"{lines}\n".encode("ascii", "backslashreplace")
         while data:
             try:
                 data = data[os.write(self._descriptor, data) :]
@@ -184,15 +198,30 @@ def configure(*, level: str = "info", form: str = "json") -> LineWriter:
     root.setLevel(logging.WARNING)
     logging.getLogger(_OURS).setLevel(level.upper())
     logging.captureWarnings(capture=True)
+    # What Python itself would print has messages in it, and is no line of ours.
     threading.excepthook = _thread_died
+    sys.excepthook = _process_died
+    sys.unraisablehook = _unraisable
     atexit.register(writer.close)
     return writer
 
 
+@lru_cache(maxsize=2)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+
+
 def _thread_died(args: threading.ExceptHookArgs) -> None:
-    exc = args.exc_value
-    info = None if exc is None else (type(exc), exc, exc.__traceback__)
-    logging.getLogger(__name__).error("a thread ended with an exception", exc_info=info)
+    logging.getLogger(__name__).error("a thread ended with an exception", exc_info=args.exc_value)
+
+
+def _process_died(kind: type[BaseException], exc: BaseException, places: TracebackType | None) -> None:
+    del kind, places
+    logging.getLogger(__name__).error("the process ended with an exception", exc_info=exc)
+
+
+def _unraisable(args: "sys.UnraisableHookArgs") -> None:
+    logging.getLogger(__name__).error("an exception had nowhere to go", exc_info=args.exc_value)
 
 
 def _fixed(record: logging.LogRecord) -> str:
@@ -207,7 +236,7 @@ def _chain(exc: BaseException) -> Iterator[BaseException]:
     while current is not None and id(current) not in seen:
         seen.add(id(current))
         yield current
-        current = current.__cause__ or current.__context__
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
 
 
 def _named(exc: BaseException) -> str:

@@ -5,15 +5,17 @@ metrics learns how much each tenant does, and nothing of what. `TENANTS` tenants
 ones share the label `other`, so that nobody can fill the memory with series.
 """
 
-from typing import Final
+from typing import Final, TypeVar, cast
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.registry import Collector
 
 from modelkeep_platform.core.ids import TenantId
 
 TENANTS: Final = 200
 OTHER: Final = "other"
+_Metric = TypeVar("_Metric", bound=MetricWrapperBase)
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0)
 
 
@@ -29,6 +31,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._most = tenants
         self._known: dict[TenantId, str] = {}
+        self._series: dict[tuple[MetricWrapperBase, tuple[str, ...]], MetricWrapperBase] = {}
         self._requests = Histogram(
             "modelkeep_request_seconds",
             "Requests by route and status, and how long each took, the sending of the answer included.",
@@ -73,13 +76,13 @@ class Metrics:
 
     def request(self, route: str, status: int, seconds: float, tenant: TenantId | None) -> None:
         """Count a request that was served."""
-        self._requests.labels(route, str(status)).observe(seconds)
+        self._series_of(self._requests, route, str(status)).observe(seconds)
         if tenant is not None:
-            self._of_tenant.labels(self._label(tenant)).inc()
+            self._series_of(self._of_tenant, self._label(tenant)).inc()
 
     def prediction(self, outcome: str) -> None:
         """Count a prediction."""
-        self._predictions.labels(outcome).inc()
+        self._series_of(self._predictions, outcome).inc()
 
     def limited(self, code: str) -> None:
         """Count a refusal by a limit."""
@@ -92,6 +95,14 @@ class Metrics:
     def connection_refused(self, limit: str) -> None:
         """Count a connection that was closed at once."""
         self._connections.labels(limit).inc()
+
+    def _series_of(self, metric: _Metric, *labels: str) -> _Metric:
+        # Looking a series up by its labels takes longer than counting; labels are of bounded sets.
+        place = (metric, labels)
+        known = self._series.get(place)
+        if known is None:
+            known = self._series[place] = metric.labels(*labels)
+        return cast("_Metric", known)
 
     def _label(self, tenant: TenantId) -> str:
         known = self._known.get(tenant)
