@@ -159,7 +159,8 @@ def test_a_reader_that_stands_still_holds_nobody_up_and_what_is_lost_is_counted(
 
 def test_every_logger_of_the_process_goes_the_same_way(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     root, ours = logging.getLogger(), logging.getLogger("modelkeep_platform")
-    before = (root.handlers[:], root.level, ours.level, threading.excepthook)
+    before = (root.handlers[:], root.level, ours.level)
+    hooks = (threading.excepthook, sys.excepthook, sys.unraisablehook)
     root.handlers[:] = []
 
     class Stderr:
@@ -175,13 +176,22 @@ def test_every_logger_of_the_process_goes_the_same_way(pipe: tuple[int, int], mo
         dying = threading.Thread(target=lambda: 1 / 0)
         dying.start()
         dying.join()
+        sys.excepthook(*raised(ValueError(SECRET)))
+        writer.close()
+        logging.getLogger("modelkeep_platform.x").info("late")
     finally:
         writer.close()
         root.handlers[:] = before[0]
         root.setLevel(before[1])
         ours.setLevel(before[2])
-        threading.excepthook = before[3]
+        threading.excepthook, sys.excepthook, sys.unraisablehook = hooks
         logging.captureWarnings(capture=False)
     lines = [json.loads(one) for one in os.read(pipe[0], 1 << 20).splitlines()]
-    assert [one["event"] for one in lines] == ["row %s", "this", "a thread ended with an exception"]
-    assert lines[2]["error"] == "ZeroDivisionError"
+    assert [(one["event"], one.get("error")) for one in lines] == [
+        ("row %s", None),
+        ("this", None),
+        ("a thread ended with an exception", "ZeroDivisionError"),
+        ("the process ended with an exception", "ValueError"),
+        ("late", None),
+    ]
+    assert SECRET not in str(lines)
