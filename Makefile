@@ -43,7 +43,7 @@ bench: install ## speed, as ratios against a named alternative in the same run
 	$(BIN)/python tests/benchmarks
 
 docs: install ## build the documentation into site/, without a warning
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lock: ## write requirements/*.txt anew from the .in files and the packages' own needs
 	$(BIN)/uv pip compile --universal --generate-hashes --no-emit-index-url --no-annotate --no-header --python-version 3.11 \
