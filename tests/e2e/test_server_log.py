@@ -148,8 +148,9 @@ class Scenario:
                 ("GET", f"/issuer/enrol?token={MARK}", {}),
             ):
                 self.played.answers.append(http.request(method, path, **options))
-        with pytest.raises(ModelkeepError):
-            self.made.client(ClientCredentials("operator", f"{MARK}-wrong"), "wrong").whoami()
+        wrong = self.made.client(ClientCredentials("operator", f"{MARK}-wrong"), "wrong")
+        with wrong, pytest.raises(ModelkeepError):
+            wrong.whoami()
 
     def faults(self) -> None:
         # Sealed bytes that do not authenticate are a fault of the platform's, with a trace in the log.
