@@ -172,6 +172,30 @@ def test_job_slots(house: House, acme: httpx.Client, globex: httpx.Client, monke
     acme.post(f"/v1/jobs/{again.json()['id']}/cancel")
 
 
+# --- requests ---------------------------------------------------------------------------------------
+
+
+def test_requests_of_a_minute(
+    house: House, acme: httpx.Client, globex: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    windows = house.server.platform.edge.requests._tenants
+    used = max(window.used for window in windows._windows.values())
+    monkeypatch.setattr(windows, "_limit", used + 10)
+    answer = acme.get("/v1/models")
+    for _ in range(2 * used + 40):  # a minute may end meanwhile
+        if answer.status_code == 429:
+            break
+        answer = acme.get("/v1/models")
+    assert globex.get("/v1/models").status_code == 200
+    predicted = acme.post("/v2/models/model/infer", json=INFER)
+    assert (predicted.status_code, predicted.headers["x-error-code"]) == (429, "rate_limited")
+    assert globex.post("/v2/models/model/infer", json=INFER).status_code == 200
+    monkeypatch.undo()
+    refused(house, answer, 429, "rate_limited")
+    assert 1 <= int(answer.headers["retry-after"]) <= 60
+    assert answer.headers["ratelimit"].startswith('"requests";r=0;t=')
+
+
 # --- rows -------------------------------------------------------------------------------------------
 
 
