@@ -8,26 +8,20 @@ import importlib
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.harness import Figure, progress
+from benchmarks.place import Place, place
 from benchmarks.report import as_table, write
 
-NAMES = (
-    "imports",
-    "decisions",
-    "tokens",
-    "sealing",
-    "ledger",
-    "log",
-    "jobs",
-    "predictions",
-    "layers",
-    "transfer",
-    "others",
-)
+ALONE = ("imports", "decisions", "tokens", "sealing", "ledger", "log", "jobs")
+SERVED = ("predictions", "layers", "transfer", "others")
+"""These share one running platform."""
+
+NAMES = (*ALONE, *SERVED)
 
 
 def main(chosen: list[str]) -> int:
@@ -37,16 +31,23 @@ def main(chosen: list[str]) -> int:
         progress(f"there is no benchmark {', '.join(unknown)}; there are {', '.join(NAMES)}")
         return 2
     figures: list[tuple[str, list[Figure]]] = []
-    for name in NAMES:
-        if chosen and name not in chosen:
-            continue
-        began = time.monotonic()
-        module = importlib.import_module(f"benchmarks.{name}")
-        with tempfile.TemporaryDirectory() as folder:
-            found = module.measure(Path(folder))
-        figures.append((module.TITLE, found))
-        progress(f"{name}: {time.monotonic() - began:.1f} s")
-        print(as_table(found), flush=True)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        running: Place | None = None
+        for name in NAMES:
+            if chosen and name not in chosen:
+                continue
+            began = time.monotonic()
+            module = importlib.import_module(f"benchmarks.{name}")
+            if name in SERVED:
+                running = running or stack.enter_context(place(folder / "place"))
+                found = module.measure_at(running)
+            else:
+                (folder / name).mkdir()
+                found = module.measure(folder / name)
+            figures.append((module.TITLE, found))
+            progress(f"{name}: {time.monotonic() - began:.1f} s")
+            print(as_table(found), flush=True)
     if not chosen:
         write(figures)
     return 0

@@ -1,9 +1,7 @@
 """What each layer costs: the platform as shipped against itself with one layer replaced by its null port."""
 
-from pathlib import Path
-
 from benchmarks.harness import Figure
-from benchmarks.place import Place, place
+from benchmarks.place import Place
 
 TITLE = "Predictions, one layer left out"
 CONNECTIONS = 16
@@ -19,14 +17,8 @@ LAYERS = {
 }
 
 
-def measure(folder: Path) -> list[Figure]:
+def measure_at(at: Place) -> list[Figure]:
     """Measure requests per second; a ratio below 1 is what the layer costs."""
-    with place(folder) as at:
-        return measured(at)
-
-
-def measured(at: Place) -> list[Figure]:
-    """Measure in a place that is there."""
     rates: dict[str, list[float]] = {name: [] for name in ("whole", *LAYERS)}
     for number in range(ROUNDS):
         for name in rates if number % 2 == 0 else reversed(rates):

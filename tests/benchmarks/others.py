@@ -2,12 +2,12 @@
 
 import statistics
 import time
-from pathlib import Path
+from typing import Any
 
 import httpx
 
 from benchmarks.harness import Figure
-from benchmarks.place import Place, place, seen
+from benchmarks.place import Place, seen
 
 TITLE = "Two tenants"
 ROUNDS = 3
@@ -17,14 +17,13 @@ FLOOD = 64
 ASKED = 400
 
 
-def measure(folder: Path) -> list[Figure]:
+def measure_at(at: Place) -> list[Figure]:
     """Measure Globex's predictions while Acme floods, and the times of a 404."""
-    with place(folder) as at:
-        return [
-            *_flood(at, "whole", "Acme floods with predictions that are answered"),
-            *_flood(at, "limited", "Acme floods beyond its requests a minute"),
-            *_same(at),
-        ]
+    return [
+        *_flood(at, "whole", "Acme floods with predictions that are answered"),
+        *_flood(at, "limited", "Acme floods beyond its requests a minute"),
+        *_same(at),
+    ]
 
 
 def _flood(at: Place, variant: str, what: str) -> list[Figure]:
@@ -32,7 +31,9 @@ def _flood(at: Place, variant: str, what: str) -> list[Figure]:
     if variant == "limited":
         # Use the minute's requests up first.
         at.load(port, connections=FLOOD, seconds=5.0)
-    alone, beside = [], []
+    alone: list[dict[str, Any]] = []
+    beside: list[dict[str, Any]] = []
+    statuses: dict[str, int] = {}
     for _ in range(ROUNDS):
         alone.append(at.load(port, tenant="globex", seconds=QUIET_S, pause_s=PAUSE_S))
         with at.loading(port, tenant="acme", connections=FLOOD, seconds=QUIET_S + 0.8) as flood:

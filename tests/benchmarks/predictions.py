@@ -1,10 +1,9 @@
 """Predictions through the platform with all security on, against a bare Starlette endpoint with the same net."""
 
-from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import Figure, Floor
-from benchmarks.place import Place, place
+from benchmarks.place import Place
 
 TITLE = "Predictions"
 CONNECTIONS = (1, 16, 64)
@@ -12,10 +11,9 @@ ROUNDS = 3
 SECONDS = 0.8
 
 
-def measure(folder: Path) -> list[Figure]:
+def measure_at(at: Place) -> list[Figure]:
     """Measure requests per second, p50 and p99 at several numbers of connections."""
-    with place(folder) as at:
-        return [figure for connections in CONNECTIONS for figure in _of(at, connections)]
+    return [figure for connections in CONNECTIONS for figure in _of(at, connections)]
 
 
 def _of(at: Place, connections: int) -> list[Figure]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import Figure, interleave
-from benchmarks.place import place
+from benchmarks.place import Place
 from modelkeep._core import safetensors
 
 TITLE = "Transfer of a model"
@@ -32,33 +32,29 @@ GRAPH: dict[str, Any] = {
 """One layer with 16 MiB of weights."""
 
 
-def measure(folder: Path) -> list[Figure]:
+def measure_at(at: Place) -> list[Figure]:
     """Measure MiB per second of a model's weights, up until the version is admitted, and down with digests checked."""
     values = np.random.default_rng(7).standard_normal((SIDE, SIDE), dtype=np.float32)
     weights = safetensors.write({"w": values}, dtypes={"w": "float32"})
-    source, target = folder / "source", folder / "target"
+    client = at.acme.clients["developer"]
+    source, target = at.made.folder / "source", at.made.folder / "target"
     source.write_bytes(weights)
-    with place(folder / "place") as at:
-        client = at.acme.clients["developer"]
 
-        def upload() -> None:
-            client.models.upload("large", graph=GRAPH, weights=source)
+    def upload() -> None:
+        client.models.upload("large", graph=GRAPH, weights=source)
 
-        def rate(work: Callable[[], object]) -> Callable[[], float]:
-            def side() -> float:
-                began = time.perf_counter()
-                work()
-                return len(weights) / (time.perf_counter() - began) / MIB
+    def rate(work: Callable[[], object]) -> Callable[[], float]:
+        def side() -> float:
+            began = time.perf_counter()
+            work()
+            return len(weights) / (time.perf_counter() - began) / MIB
 
-            return side
+        return side
 
-        upload()
-        up, down, copied = interleave(
-            rate(upload),
-            rate(lambda: client.models.download("large", 1)),
-            rate(lambda: _copy(source, target)),
-            rounds=3,
-        )
+    upload()
+    up, down, copied = interleave(
+        rate(upload), rate(lambda: client.models.download("large", 1)), rate(lambda: _copy(source, target)), rounds=3
+    )
     size, against = f"{len(weights) / MIB:.0f} MiB", "copying the file, with fsync"
     return [
         Figure(name=f"{name} of {size}", unit="MiB/s", ours=values, against=against, theirs=copied, more_is_better=True)

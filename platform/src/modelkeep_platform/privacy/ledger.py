@@ -186,7 +186,8 @@ class BudgetLedger:
             ConflictError: code ``stale_lease``: a higher fence was seen for this job.
             UnprocessableError: code ``no_budget``, or ``plan_mismatch`` when the plan costs more than it claims.
         """
-        grid = self._state(tx, dataset_id)[0]
+        budget = self._budget_row(tx, dataset_id)
+        grid = OrderGrid.from_json(budget["grid"])
         if mechanism.delta != grid.delta or grid.epsilon(mechanism.cost(grid)) > mechanism.epsilon:
             message = "the plan costs more than it says on this dataset; plan the job again"
             raise UnprocessableError(message, code="plan_mismatch")
@@ -198,7 +199,8 @@ class BudgetLedger:
                 return earlier
             if earlier.state is ReservationState.OPEN:
                 self.release(tx, earlier.id, fence)
-        reservation_id = self._admit(tx, dataset_id, mechanism)
+                budget = self._budget_row(tx, dataset_id)
+        reservation_id = self._admit(tx, budget, grid, mechanism)
         now = self._clock.now_s()
         tx.insert(
             privacy_reservations,
@@ -216,7 +218,16 @@ class BudgetLedger:
             created_at=now,
             updated_at=now,
         )
-        return self.get(tx, reservation_id)
+        return Reservation(
+            id=reservation_id,
+            dataset_id=dataset_id,
+            job_id=job_id,
+            plan=mechanism,
+            steps=mechanism.steps,
+            charged_steps=0,
+            state=ReservationState.OPEN,
+            fence=fence,
+        )
 
     def take_over(self, tx: TenantTransaction, reservation_id: ObjectId, fence: int) -> Reservation:
         """Raise the reservation's fence, so that every earlier worker is locked out from here on.
@@ -244,7 +255,8 @@ class BudgetLedger:
                 than reserved) or ``segment_mismatch`` (the same segment with another number of steps).
         """
         check_steps(steps)
-        found = self.get(tx, reservation_id)
+        row = self._reservation_row(tx, reservation_id)
+        found = reservation_of_row(row)
         _check_fence(found, fence)
         charged = {row["segment"]: row["steps"] for row in self._segments(tx, reservation_id, fence)}
         number = len(charged) if segment is None else segment
@@ -255,7 +267,7 @@ class BudgetLedger:
                 message = f"segment {number} was charged with {charged[number]} steps, not {steps}"
                 raise ConflictError(message, code="segment_mismatch")
             return found
-        changed = self._change(tx, reservation_id, fence, charged=steps, state=ReservationState.OPEN)
+        changed = self._change(tx, reservation_id, fence, charged=steps, state=ReservationState.OPEN, read=row)
         tx.insert(
             privacy_charges,
             reservation_id=reservation_id,
@@ -318,9 +330,8 @@ class BudgetLedger:
             .order_by(privacy_reservations.c.attempt.desc())
         )
 
-    def _admit(self, tx: TenantTransaction, dataset_id: ObjectId, mechanism: MechanismPlan) -> ObjectId:
-        self._refuse_frozen(tx, dataset_id)
-        grid = self._state(tx, dataset_id)[0]
+    def _admit(self, tx: TenantTransaction, budget: Row, grid: OrderGrid, mechanism: MechanismPlan) -> ObjectId:
+        _refuse_frozen(budget)
         cost = mechanism.cost(grid)
 
         def add(charged: Vector, reserved: Vector) -> tuple[Vector, Vector]:
@@ -330,15 +341,23 @@ class BudgetLedger:
                 raise _exceeded(grid, spent, mechanism)
             return charged, plus(reserved, cost)
 
-        self._move(tx, dataset_id, add)
+        self._move(tx, budget["dataset_id"], add, read=budget)
         return new_object_id(self._entropy, "res")
 
     def _change(
-        self, tx: TenantTransaction, reservation_id: ObjectId, fence: int, *, charged: int, state: ReservationState
+        self,
+        tx: TenantTransaction,
+        reservation_id: ObjectId,
+        fence: int,
+        *,
+        charged: int,
+        state: ReservationState,
+        read: Row | None = None,
     ) -> Reservation:
-        # One conditional UPDATE of the reservation, then one of the budget, in one transaction.
+        # One conditional UPDATE of the reservation, then one of the budget, in one transaction. A row that was read
+        # just now serves the first attempt: were it out of date, the UPDATE would change nothing.
         for _ in range(_ATTEMPTS):
-            row = self._reservation_row(tx, reservation_id)
+            row, read = read or self._reservation_row(tx, reservation_id), None
             found = reservation_of_row(row)
             _check_fence(found, fence)
             if found.state is not ReservationState.OPEN:
@@ -378,11 +397,9 @@ class BudgetLedger:
 
         self._move(tx, after.dataset_id, settle)
 
-    def _move(self, tx: TenantTransaction, dataset_id: ObjectId, move: _Move) -> None:
+    def _move(self, tx: TenantTransaction, dataset_id: ObjectId, move: _Move, *, read: Row | None = None) -> None:
         for _ in range(_ATTEMPTS):
-            row = self._row(tx, dataset_id)
-            if row is None:
-                raise _no_budget()
+            row, read = read or self._budget_row(tx, dataset_id), None
             charged, reserved = move(load_vector(row["charged"]), load_vector(row["reserved"]))
             changed = tx.change(
                 tx.update(privacy_budgets)
@@ -395,20 +412,14 @@ class BudgetLedger:
         raise _busy()
 
     def _state(self, tx: TenantTransaction, dataset_id: ObjectId) -> tuple[OrderGrid, Vector, Vector]:
+        row = self._budget_row(tx, dataset_id)
+        return OrderGrid.from_json(row["grid"]), load_vector(row["charged"]), load_vector(row["reserved"])
+
+    def _budget_row(self, tx: TenantTransaction, dataset_id: ObjectId) -> Row:
         row = self._row(tx, dataset_id)
         if row is None:
             raise _no_budget()
-        return OrderGrid.from_json(row["grid"]), load_vector(row["charged"]), load_vector(row["reserved"])
-
-    def _refuse_frozen(self, tx: TenantTransaction, dataset_id: ObjectId) -> None:
-        row = self._row(tx, dataset_id)
-        if row is None or not row["frozen"]:
-            return
-        if row["frozen"] == FROZEN_RESTORED:
-            message = "the platform was restored from a backup; training waits until budgets were compared with the log"
-        else:
-            message = "what this budget lost after the backup that was restored cannot be known; it counts as spent"
-        raise BudgetError(message, code="budget_frozen", details={"reason": row["frozen"]})
+        return row
 
     def _row(self, tx: TenantTransaction, dataset_id: ObjectId) -> Row | None:
         return tx.first(tx.select(privacy_budgets).where(privacy_budgets.c.dataset_id == dataset_id))
@@ -432,6 +443,16 @@ def _check_fence(found: Reservation, fence: int) -> None:
     if fence < found.fence:
         message = "another worker has taken this job over; stop"
         raise ConflictError(message, code="stale_lease")
+
+
+def _refuse_frozen(budget: Row) -> None:
+    if not budget["frozen"]:
+        return
+    if budget["frozen"] == FROZEN_RESTORED:
+        message = "the platform was restored from a backup; training waits until budgets were compared with the log"
+    else:
+        message = "what this budget lost after the backup that was restored cannot be known; it counts as spent"
+    raise BudgetError(message, code="budget_frozen", details={"reason": budget["frozen"]})
 
 
 def _exceeded(grid: OrderGrid, spent: Vector, mechanism: MechanismPlan) -> BudgetError:

@@ -99,7 +99,7 @@ class TenantTransaction(_Transaction):
         if "tenant_id" in values:
             message = "the owner is set by the transaction"
             raise TenantScopeError(message)
-        self._connection.execute(sa.insert(table).values(tenant_id=self.owner, **values))
+        self._connection.execute(sa.insert(table), {"tenant_id": self.owner, **values})
 
     def update(self, table: sa.Table) -> Update:
         """Start an UPDATE of the owner's rows; run it with `change`."""
