@@ -161,6 +161,8 @@ def test_the_operator_runs_tenants_and_nothing_else(house: House, tmp_path: Path
     assert operator.json("tenants", "resume", "cli-corp")["state"] == "active"
     assert operator.json("tenants", "enrolment-link", "cli-corp")["link"] != made["link"]
     assert "cli-corp" in operator.run("tenants", "list").stdout
+    assert "a new key" in operator.run("issuer", "rotate-key").stderr
+    assert "cli-corp" in operator.run("tenants", "list").stdout
     refused = operator.run("models", "list", status=1)
     assert refused.stderr.startswith("error (operator_forbidden)")
 

@@ -100,6 +100,17 @@ def test_a_rotated_secret_and_a_suspended_tenant_end_tokens_on_both(pair: Pair) 
             assert dev.get("/v1/whoami").status_code == 200
 
 
+def test_a_rotated_signing_key_is_followed_by_both(pair: Pair) -> None:
+    developer = pair.acme.clients["developer"]
+    with pair.made.operator() as operator, pair.other(developer) as before:
+        for _ in range(2):
+            operator.issuer.rotate_key()
+            client_id, secret = pair.acme.secrets["developer"]
+            with pair.made.client(ClientCredentials(client_id, secret), "fresh") as fresh, pair.other(fresh) as after:
+                assert after.get("/v1/whoami").status_code == 200
+        assert before.get("/v1/whoami").status_code == 200, "a token of the retired key is good until it is over"
+
+
 def test_a_dead_process_is_named_and_then_forgotten(pair: Pair, tmp_path: Path) -> None:
     third = ServerProcess(pair.made, options=("--port", str(free_port())))
     wait_until(lambda: heartbeats(pair.made) == 3, "the third server's heartbeat")

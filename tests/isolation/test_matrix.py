@@ -62,6 +62,7 @@ ROUTES: dict[tuple[str, str], Row | Own] = {
     ("POST", "/v1/tenants/{slug}/suspend"): PLATFORM,
     ("POST", "/v1/tenants/{slug}/resume"): PLATFORM,
     ("POST", "/v1/tenants/{slug}/enrolment"): PLATFORM,
+    ("POST", "/v1/issuer/rotate-key"): PLATFORM,
     ("GET", "/v1/members"): LISTS,
     ("POST", "/v1/members"): MAKES,
     ("PATCH", "/v1/members/{id}"): Row(named("id", "member"), lambda _ids: {"roles": ["auditor"]}),

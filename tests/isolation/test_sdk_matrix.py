@@ -75,6 +75,7 @@ METHODS: dict[str, Call | str] = {
     "tenants.suspend": "the operator's",
     "tenants.resume": "the operator's",
     "tenants.new_enrolment_link": "the operator's",
+    "issuer.rotate_key": "the operator's",
     "audit.entries": OWN,
     "audit.verify": OWN,
     "audit.verify_entry": OWN,

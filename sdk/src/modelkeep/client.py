@@ -26,7 +26,7 @@ from modelkeep.resources.datasets import Datasets
 from modelkeep.resources.governance import Budgets, Grants, Policies
 from modelkeep.resources.jobs import Jobs
 from modelkeep.resources.models import Models
-from modelkeep.resources.people import Members, ServiceAccounts, Tenants
+from modelkeep.resources.people import Issuer, Members, ServiceAccounts, Tenants
 from modelkeep.resources.predictions import Predictions
 from modelkeep.resources.uploads import Uploads
 
@@ -92,6 +92,7 @@ class Nouns(Predictions[Mode]):
     members: Members[Mode]
     service_accounts: ServiceAccounts[Mode]
     tenants: Tenants[Mode]
+    issuer: Issuer[Mode]
     audit: Audit[Mode]
 
     def __init__(self, *, session: Session, runner: Runner) -> None:
@@ -106,6 +107,7 @@ class Nouns(Predictions[Mode]):
         self.members = Members(session=session, runner=runner)
         self.service_accounts = ServiceAccounts(session=session, runner=runner)
         self.tenants = Tenants(session=session, runner=runner)
+        self.issuer = Issuer(session=session, runner=runner)
         self.audit = Audit(session=session, runner=runner)
 
     @property

@@ -43,6 +43,7 @@ class Edge:
         )
         self.endpoints = all_endpoints(
             tenants=rooms.tenants,
+            issuer_keys=rooms.issuer_keys,
             members=rooms.members,
             service_accounts=rooms.service_accounts,
             registry=rooms.registry,

@@ -13,6 +13,7 @@ from modelkeep_platform.core.refs import Kind
 from modelkeep_platform.datasets.service import DatasetService
 from modelkeep_platform.identity.authenticate import Authenticator
 from modelkeep_platform.identity.issuer import EmbeddedIssuer
+from modelkeep_platform.identity.issuer_keys import IssuerKeys
 from modelkeep_platform.identity.links import Links
 from modelkeep_platform.identity.members import MemberService
 from modelkeep_platform.identity.memberships import Memberships
@@ -73,6 +74,14 @@ class Rooms:
             guesses=GuessLimit(database=ground.database, clock=ground.clock),
             clock=ground.clock,
             entropy=ground.entropy,
+            epoch=ground.epoch.last_known,
+        )
+        self.issuer_keys = IssuerKeys(
+            database=ground.database,
+            issuer=self.issuer,
+            authorizer=ground.authorizer,
+            recorder=ground.log,
+            epoch=ground.epoch,
         )
         self.authenticator = Authenticator(
             database=ground.database,

@@ -2,10 +2,12 @@
 
 `/v2` goes straight to the raw data plane, which does its own limits and errors; all else to Starlette. Every answer
 gets the headers that all of them carry, a refusal of somebody unknown is counted by source, and each request is a line
-of the log. When the disk is as good as full, what would write is refused here, before anything is read: what is left of
+of the log. A refusal for too many requests waits before it leaves: who floods and waits for answers floods less, at no
+cost to the others. When the disk is as good as full, what would write is refused here, before anything is read: what is left of
 it is kept for the log. Reading, deleting and logging in go on, and the operator's own work.
 """
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -21,7 +23,12 @@ from modelkeep_platform.http.refusals import CALLER, Notes
 from modelkeep_platform.http.watch import CODE, STATUS, Watch
 
 _REFUSALS: Final = range(400, 500)
+_TOO_MANY: Final = frozenset({"rate_limited", "too_many_at_once"})
 _WRITES: Final = frozenset({"POST", "PUT", "PATCH"})
+
+
+TOO_MANY_WAIT_S: Final = 0.2
+"""Far below any Retry-After; with it, 64 connections that do not heed theirs ask 320 times a second, and not 4000."""
 
 
 class Gateway:
@@ -35,6 +42,7 @@ class Gateway:
         on_shutdown: awaited in the server's own event loop after the last request.
         watch: told of every request when it is over.
         has_room: whether the disk takes more than the log.
+        too_many_wait_s: how long a refusal for too many requests waits before it leaves, in seconds.
     """
 
     def __init__(
@@ -47,7 +55,9 @@ class Gateway:
         on_shutdown: Callable[[], Awaitable[None]],
         watch: Watch | None = None,
         has_room: Callable[[], bool] = lambda: True,
+        too_many_wait_s: float = TOO_MANY_WAIT_S,
     ) -> None:
+        self._too_many_wait_s = too_many_wait_s
         self._management = management
         self._data_plane = data_plane
         self._entropy = entropy
@@ -100,6 +110,9 @@ class Gateway:
                 if message["status"] in _REFUSALS and scope.get(CALLER) is None:
                     client = scope.get("client")
                     self._notes.of_stranger(client[0] if client else "", message["status"])
+                if scope.get(CODE) in _TOO_MANY:
+                    # No place of the tenant is held meanwhile: it was refused before it got one, or gave it back.
+                    await asyncio.sleep(self._too_many_wait_s)
                 given = {name.lower() for name, _ in message["headers"]}
                 extra = [(b"x-request-id", request_id.encode()), *ALWAYS]
                 message["headers"] = [*message["headers"], *(one for one in extra if one[0] not in given)]

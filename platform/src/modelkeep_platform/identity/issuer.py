@@ -6,7 +6,7 @@ whole family. Passwords are guessed ten times a quarter of an hour for each code
 """
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -80,6 +80,7 @@ class EmbeddedIssuer:
         guesses: slows guessing.
         clock: stamps tokens.
         entropy: names tokens.
+        epoch: the number that a rotation of the signing key moves.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class EmbeddedIssuer:
         guesses: GuessLimit,
         clock: Clock,
         entropy: Entropy,
+        epoch: Callable[[], int] = lambda: 0,
     ) -> None:
         self._database = database
         self.issuer = issuer
@@ -102,7 +104,7 @@ class EmbeddedIssuer:
         self._clock = clock
         self._entropy = entropy
         # Long enough for a token whose `iat` stands a little ahead of the clock.
-        self._keyring = Keyring(secret_store=secret_store, clock=clock, retired_s=_RETIRED_KEY_S)
+        self._keyring = Keyring(secret_store=secret_store, clock=clock, retired_s=_RETIRED_KEY_S, epoch=epoch)
 
     def jwks(self) -> Mapping[str, Any]:
         """Return the public keys whose tokens may still be good, newest first."""

@@ -29,15 +29,20 @@ class SecretStore(Protocol):
 
 
 class Keyring:
-    """Signs tokens and shows the keys they verify with. One process signs: another sees a rotation when it starts.
+    """Signs tokens and shows the keys they verify with.
 
     Args:
         secret_store: keeps the keys sealed.
         clock: retires them.
         retired_s: how long a retired key's tokens may still be good, in seconds.
+        epoch: the number that a rotation moves; keys are read anew with it, so that every process follows.
     """
 
-    def __init__(self, *, secret_store: SecretStore, clock: Clock, retired_s: int) -> None:
+    def __init__(
+        self, *, secret_store: SecretStore, clock: Clock, retired_s: int, epoch: Callable[[], int] = lambda: 0
+    ) -> None:
+        self._epoch = epoch
+        self._read_in = -1
         self._secret_store = secret_store
         self._clock = clock
         self._retired_s = retired_s
@@ -70,7 +75,9 @@ class Keyring:
 
     def _loaded(self) -> list[dict[str, Any]]:
         with self._lock:
-            if not self._keys:
+            epoch = self._epoch()
+            if not self._keys or epoch != self._read_in:
+                self._read_in = epoch
                 stored = self._secret_store.get_or_create(_KEYS, lambda: json.dumps([_new_key()]).encode())
                 self._keys = json.loads(stored.reveal())
             return self._keys

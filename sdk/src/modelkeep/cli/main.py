@@ -53,6 +53,6 @@ def main(
 for _command in (
     *(login.login, login.logout, login.whoami, predict.predict),
     *(models.models, datasets.datasets, jobs.jobs, governance.budgets, governance.grants, governance.policies),
-    *(people.members, people.service_accounts, people.tenants, audit.audit),
+    *(people.members, people.service_accounts, people.tenants, people.issuer, audit.audit),
 ):
     main.add_command(_command)

@@ -175,3 +175,16 @@ def enrolment_link(context: Context, slug: str) -> None:
     """Make a new enrolment link; the one before ends."""
     link = with_client(context, lambda client: client.tenants.new_enrolment_link(slug))
     context.show({"link": link.url, "expires_at": link.expires_at})
+
+
+@click.group(cls=Group)
+def issuer() -> None:
+    """The platform's own issuer, for its operator."""
+
+
+@issuer.command("rotate-key")
+@pass_context
+def rotate_key(context: Context) -> None:
+    """Have tokens signed by a new key from now on; those signed before stay good until they are over."""
+    with_client(context, lambda client: client.issuer.rotate_key())
+    context.done("tokens are signed by a new key", rotated=True)

@@ -101,3 +101,12 @@ class Tenants(Resource[Mode]):
     def new_enrolment_link(self, slug: str) -> Flow[Link]:
         """Make a new enrolment link; the one before ends."""
         return (yield from self._session.post(Link, "v1", "tenants", slug, "enrolment"))
+
+
+class Issuer(Resource[Mode]):
+    """The platform's own issuer, for its operator."""
+
+    @Operation
+    def rotate_key(self) -> Flow[None]:
+        """Have tokens signed by a new key from now on; those signed before stay good until they are over."""
+        yield from self._session.send("POST", "v1", "issuer", "rotate-key")

@@ -17,6 +17,7 @@ from modelkeep_platform.http.routing import Call, Endpoint, Public
 from modelkeep_platform.http.v1 import governance, people
 from modelkeep_platform.http.v1.models import endpoints as model_endpoints
 from modelkeep_platform.http.v1.training import endpoints as training_endpoints
+from modelkeep_platform.identity.issuer_keys import IssuerKeys
 from modelkeep_platform.identity.members import MemberService
 from modelkeep_platform.identity.registry import TenantRegistry
 from modelkeep_platform.identity.service_accounts import ServiceAccountService
@@ -29,6 +30,7 @@ from modelkeep_platform.uploads.service import UploadService
 def all_endpoints(
     *,
     tenants: TenantService,
+    issuer_keys: IssuerKeys,
     members: MemberService,
     service_accounts: ServiceAccountService,
     registry: TenantRegistry,
@@ -44,7 +46,12 @@ def all_endpoints(
     """Return every endpoint of `/v1`, the OpenAPI document's own included."""
     found: list[Endpoint] = [
         *people.endpoints(
-            tenants=tenants, members=members, service_accounts=service_accounts, registry=registry, base_url=base_url
+            tenants=tenants,
+            issuer_keys=issuer_keys,
+            members=members,
+            service_accounts=service_accounts,
+            registry=registry,
+            base_url=base_url,
         ),
         *model_endpoints(models=models, datasets=datasets, uploads=uploads),
         *training_endpoints(datasets=datasets, training=training),
@@ -76,6 +83,7 @@ def description() -> dict[str, Any]:
     absent: Any = None
     endpoints = all_endpoints(
         tenants=absent,
+        issuer_keys=absent,
         members=absent,
         service_accounts=absent,
         registry=absent,

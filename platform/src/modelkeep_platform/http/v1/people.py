@@ -8,6 +8,7 @@ from modelkeep_platform.core.errors import UnprocessableError
 from modelkeep_platform.http import wire
 from modelkeep_platform.http.routing import Authenticated, Call, Endpoint, Public
 from modelkeep_platform.http.v1.converting import show, show_page
+from modelkeep_platform.identity.issuer_keys import IssuerKeys
 from modelkeep_platform.identity.members import MemberService
 from modelkeep_platform.identity.registry import TenantRegistry
 from modelkeep_platform.identity.service_accounts import ServiceAccountService
@@ -17,6 +18,7 @@ from modelkeep_platform.tenants.service import TenantService
 def endpoints(
     *,
     tenants: TenantService,
+    issuer_keys: IssuerKeys,
     members: MemberService,
     service_accounts: ServiceAccountService,
     registry: TenantRegistry,
@@ -51,6 +53,7 @@ def endpoints(
             returns=wire.WhoAmI,
         ),
         *_tenant_endpoints(tenants),
+        *_issuer_endpoints(issuer_keys),
         *_member_endpoints(members),
         *_account_endpoints(service_accounts),
     ]
@@ -72,6 +75,19 @@ class _People:
             name=caller.name,
             roles=sorted(caller.roles),
         )
+
+
+def _issuer_endpoints(issuer_keys: IssuerKeys) -> list[Endpoint]:
+    return [
+        Endpoint(
+            method="POST",
+            path="/v1/issuer/rotate-key",
+            guard=Action.ISSUER_ROTATE,
+            handler=lambda call: issuer_keys.rotate(call.operator),
+            summary="Sign tokens with a new key from now on",
+            status=204,
+        )
+    ]
 
 
 def _tenant_endpoints(tenants: TenantService) -> list[Endpoint]:
