@@ -9,6 +9,7 @@ from fakes.core import FakeClock, tenant_caller
 from fakes.edge import Edge
 from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.errors import RateLimitedError, UnavailableError
+from modelkeep_platform.http.gateway import TOO_MANY_WAIT_S
 from modelkeep_platform.http.heads import MAX_HEADER_BYTES, MAX_HEADERS, MAX_TARGET_BYTES
 from modelkeep_platform.http.routing import Call, Endpoint, Public
 from modelkeep_platform.storage.database import Database
@@ -122,3 +123,23 @@ def test_the_data_plane_says_that_it_lives_and_what_it_is(edge: Edge) -> None:
     assert edge.call("GET", "/v2/health/live").body == b'{"live":true}'
     assert edge.call("GET", "/v2/health/ready").body == b'{"ready":true}'
     assert edge.call("GET", "/v2").json()["name"] == "modelkeep"
+
+
+@pytest.mark.parametrize(
+    ("path", "waits"),
+    [("/v1/busy", [TOO_MANY_WAIT_S]), ("/v1/open", []), ("/v1/down", [])],
+    ids=lambda value: str(value),
+)
+def test_a_refusal_for_too_many_requests_waits_before_it_leaves(
+    edge: Edge, path: str, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    sleep = asyncio.sleep
+
+    async def sleeping(seconds: float) -> None:
+        slept.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(asyncio, "sleep", sleeping)
+    edge.call("GET", path)
+    assert slept == waits

@@ -2,9 +2,9 @@
 
 `/v2` goes straight to the raw data plane, which does its own limits and errors; all else to Starlette. Every answer
 gets the headers that all of them carry, a refusal of somebody unknown is counted by source, and each request is a line
-of the log. A refusal for too many requests waits before it leaves: who floods and waits for answers floods less, at no
-cost to the others. When the disk is as good as full, what would write is refused here, before anything is read: what is left of
-it is kept for the log. Reading, deleting and logging in go on, and the operator's own work.
+of the log. A refusal for too many requests waits before it leaves: who floods and waits for answers floods less. When
+the disk is as good as full, what would write is refused here, before anything is read: what is left of it is kept for
+the log. Reading, deleting and logging in go on, and the operator's own work.
 """
 
 import asyncio
