@@ -128,7 +128,7 @@ def test_the_data_plane_says_that_it_lives_and_what_it_is(edge: Edge) -> None:
 @pytest.mark.parametrize(
     ("path", "waits"),
     [("/v1/busy", [TOO_MANY_WAIT_S]), ("/v1/open", []), ("/v1/down", [])],
-    ids=lambda value: str(value),
+    ids=str,
 )
 def test_a_refusal_for_too_many_requests_waits_before_it_leaves(
     edge: Edge, path: str, waits: list[float], monkeypatch: pytest.MonkeyPatch
