@@ -63,7 +63,7 @@ def attack(room: ModelRoom, weights: bytes, code: str, graph: object = LAYER) ->
     """Upload `weights`, see them refused with `code` and look for what they left; return the message."""
     new = room.send(weights=weights, graph=graph)
     with pytest.raises(UnprocessableError) as caught:
-        room.models.complete(ME, new.upload.id)
+        room.admission.complete(ME, new.upload.id)
     assert caught.value.error_code == code
     assert status_of(caught.value) == 422
     assert len(caught.value.message) < 400
@@ -361,7 +361,7 @@ def test_a_shape_of_a_million_dimensions_is_not_multiplied(room: ModelRoom) -> N
 def test_good_weights_are_admitted_with_padding_and_metadata(room: ModelRoom) -> None:
     header = text_of({"__metadata__": {"format": "pt"}, **HEADER}) + b" " * 7
     new = room.send(weights=file_of(header, bytes(DATA)))
-    assert room.models.complete(ME, new.upload.id).version == 1
+    assert room.admission.complete(ME, new.upload.id).version == 1
 
 
 def test_the_weights_of_another_graph_are_refused(room: ModelRoom) -> None:
@@ -526,7 +526,7 @@ def test_what_is_no_strict_json_is_refused(room: ModelRoom, text: bytes, code: s
 def test_the_longest_chain_is_admitted_and_run_without_recursion(room: ModelRoom) -> None:
     graph = chain(4096)
     new = room.send(weights=file_of({}), graph=graph)
-    assert room.models.complete(ME, new.upload.id).version == 1
+    assert room.admission.complete(ME, new.upload.id).version == 1
     with contextlib.suppress(ImportError):
         import torch
 

@@ -1,7 +1,7 @@
 """The room of models over real storage and uploads, with the ports of `core` faked."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,15 +23,18 @@ from fakes.rooms import Slugs
 from modelkeep_platform.core.callers import TenantCaller
 from modelkeep_platform.core.ids import ObjectId, TenantId
 from modelkeep_platform.core.limits import MAX_PART_BYTES
+from modelkeep_platform.models.admission import AdmissionService
 from modelkeep_platform.models.graph import Graph, parse
 from modelkeep_platform.models.service import ModelService
+from modelkeep_platform.models.trained import TrainedModels
 from modelkeep_platform.models.values import ModelVersion, NewVersion
+from modelkeep_platform.models.versions import Versions
 from modelkeep_platform.storage.blobs import BlobStore
 from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.schema import metadata
 from modelkeep_platform.storage.tables.epoch import epoch
 from modelkeep_platform.storage.tables.models import model_aliases, model_versions, models
-from modelkeep_platform.storage.transactions import System
+from modelkeep_platform.storage.transactions import System, TenantTransaction
 from modelkeep_platform.uploads.service import UploadService
 
 LAYER: Any = document([node("linear", {"in_features": 2, "out_features": 3}, "x0", name="layer")], [(-1, 2)], (-1, 3))
@@ -66,13 +69,31 @@ class ModelRoom:
             entropy=entropy,
             authorizer=self.authorizer,
         )
+        versions = Versions(database=database, sealer=self.sealer)
         self.models = ModelService(
             database=database,
             authorizer=self.authorizer,
             recorder=recorder,
             uploads=self.uploads,
-            sealer=self.sealer,
+            versions=versions,
             tenants=Slugs(),
+            epoch=self.epoch,
+        )
+        self.admission = AdmissionService(
+            database=database,
+            authorizer=self.authorizer,
+            recorder=recorder,
+            uploads=self.uploads,
+            versions=versions,
+            clock=clock,
+            entropy=entropy,
+            epoch=self.epoch,
+        )
+        self.trained = TrainedModels(
+            database=database,
+            recorder=recorder,
+            uploads=self.uploads,
+            versions=versions,
             clock=clock,
             entropy=entropy,
             epoch=self.epoch,
@@ -90,7 +111,7 @@ class ModelRoom:
         caller = caller or tenant_caller()
         text = graph if isinstance(graph, bytes) else encoded(graph)
         digest = hashlib.sha256(weights).hexdigest()
-        new = self.models.create_version(caller, name, text, len(weights), digest, **more)
+        new = self.admission.create_version(caller, name, text, len(weights), digest, **more)
         for number in range(new.upload.parts):
             part = weights[number * MAX_PART_BYTES : (number + 1) * MAX_PART_BYTES]
             self.uploads.put_part(caller, new.upload.id, number, part, hashlib.sha256(part).digest())
@@ -99,11 +120,18 @@ class ModelRoom:
     def add(self, name: str = "cells", fill: int = 0, caller: TenantCaller | None = None) -> ModelVersion:
         """Upload a version whose weights are all `fill`."""
         caller = caller or tenant_caller()
-        return self.models.complete(caller, self.send(name, weights_of(GRAPH, fill=fill), caller=caller).upload.id)
+        return self.admission.complete(caller, self.send(name, weights_of(GRAPH, fill=fill), caller=caller).upload.id)
 
-    def train(self, name: str = "cells", job: str = "job_1", weights: Any = (WEIGHTS,), graph: Graph = GRAPH) -> int:
-        """Register what a job trained."""
-        return self.models.register_trained(
+    def train(
+        self,
+        name: str = "cells",
+        job: str = "job_1",
+        weights: Any = (WEIGHTS,),
+        graph: Graph = GRAPH,
+        check_lease: Callable[[TenantTransaction], None] = lambda _tx: None,
+    ) -> int:
+        """Register what a job trained; its lease holds unless `check_lease` says otherwise."""
+        return self.trained.register(
             owner=ACME,
             name=name,
             graph=graph,
@@ -111,6 +139,7 @@ class ModelRoom:
             principal="principal-app",
             job_id=job,
             provenance={"dataset": "rows", "privacy": None},
+            check_lease=check_lease,
         )
 
     def rows(self, owner: TenantId = ACME) -> dict[str, int]:

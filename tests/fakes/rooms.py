@@ -24,6 +24,8 @@ from modelkeep_platform.core.ids import TenantId
 from modelkeep_platform.datasets.service import DatasetService
 from modelkeep_platform.jobs.queue import JobQueue
 from modelkeep_platform.models.service import ModelService
+from modelkeep_platform.models.trained import TrainedModels
+from modelkeep_platform.models.versions import Versions
 from modelkeep_platform.privacy.ledger import BudgetLedger
 from modelkeep_platform.storage.blobs import LocalBlobs
 from modelkeep_platform.storage.database import Database
@@ -101,13 +103,21 @@ class TrainingRoom(DataRoom):
         super().__init__(database, blobs, clock, entropy, recorder)
         self.entropy = entropy
         self.queue = JobQueue(clock=clock, entropy=entropy)
+        versions = Versions(database=database, sealer=self.sealer)
         self.models = ModelService(
             database=database,
             authorizer=self.authorizer,
             recorder=recorder,
             uploads=self.uploads,
-            sealer=self.sealer,
+            versions=versions,
             tenants=Slugs(),
+            epoch=self.epoch,
+        )
+        self.trained = TrainedModels(
+            database=database,
+            recorder=recorder,
+            uploads=self.uploads,
+            versions=versions,
             clock=clock,
             entropy=entropy,
             epoch=self.epoch,
@@ -132,6 +142,7 @@ class TrainingRoom(DataRoom):
             ledger=self.ledger,
             datasets=self.datasets,
             models=self.models,
+            trained=self.trained,
             uploads=self.uploads,
             sealer=self.sealer,
             recorder=self.recorder,

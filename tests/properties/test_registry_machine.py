@@ -98,14 +98,14 @@ class RegistryMachine(RuleBasedStateMachine):
     def complete(self, data: st.DataObject) -> None:
         begun = self.waiting.pop(data.draw(st.integers(0, len(self.waiting) - 1)))
         if self.known.get(begun.name) is not begun.of:
-            self.missed(lambda: self.service.complete(ME, begun.upload))
+            self.missed(lambda: self.room.admission.complete(ME, begun.upload))
         elif begun.fill is None:
             with pytest.raises(UnprocessableError) as raised:
-                self.service.complete(ME, begun.upload)
+                self.room.admission.complete(ME, begun.upload)
             assert raised.value.error_code == "pickle_refused"
             self.forget_unused(begun)
         else:
-            made = self.service.complete(ME, begun.upload)
+            made = self.room.admission.complete(ME, begun.upload)
             assert (made.name, made.version, made.state) == (begun.name, begun.version, "ready")
             begun.of.ready[begun.version] = begun.fill
 
@@ -116,7 +116,7 @@ class RegistryMachine(RuleBasedStateMachine):
         self.room.uploads.abort(ME, begun.upload)
         self.given_up.append(begun)
         with pytest.raises((NotFoundError, ConflictError)) as raised:
-            self.service.complete(ME, begun.upload)
+            self.room.admission.complete(ME, begun.upload)
         assert raised.value.error_code in {"not_found", "upload_ended"}
 
     @rule(name=NAMES, job=st.integers(0, 3), fill=st.integers(0, 255))

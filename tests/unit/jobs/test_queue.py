@@ -131,6 +131,7 @@ def every_use(room: Room, lease: Lease) -> list[Callable[[TenantTransaction], ob
     return [
         lambda tx: room.queue.renew(tx, lease, lease_s=LEASE_S),
         lambda tx: room.queue.progress(tx, lease, step=9, epsilon_charged=9.0),
+        lambda tx: room.queue.check(tx, lease),
         lambda tx: room.queue.log(tx, lease, "zombie"),
         lambda tx: room.queue.finish(tx, lease, JobState.SUCCEEDED, result_version=9),
     ]

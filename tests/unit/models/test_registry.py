@@ -25,10 +25,13 @@ from modelkeep_platform.core.ids import ObjectId
 from modelkeep_platform.core.limits import MAX_PART_BYTES, UPLOAD_EXPIRY_S
 from modelkeep_platform.core.refs import Kind, ResourceRef
 from modelkeep_platform.core.sealing import Purpose
+from modelkeep_platform.jobs.queue import StaleLeaseError
 from modelkeep_platform.models.graph import parse
+from modelkeep_platform.models.rows import make_ready, require_model
+from modelkeep_platform.models.versions import Versions
 from modelkeep_platform.storage.pages import PageRequest
 from modelkeep_platform.storage.tables.models import model_versions, models
-from modelkeep_platform.storage.transactions import System
+from modelkeep_platform.storage.transactions import System, TenantTransaction
 
 ME = tenant_caller()
 TEXT = "there is no such object, or you may not see it"
@@ -66,7 +69,7 @@ def test_a_version_is_there_when_it_was_admitted_and_not_before(room: ModelRoom)
     ):
         missed(call)
     epoch = room.epoch.number
-    made = room.models.complete(ME, new.upload.id)
+    made = room.admission.complete(ME, new.upload.id)
     assert room.epoch.number == epoch + 1
     assert (made.name, made.version, made.state, made.weights_bytes) == ("cells", 1, "ready", len(WEIGHTS))
     assert (made.graph_sha256, made.weights_sha256) == (GRAPH.sha256(), hashlib.sha256(WEIGHTS).hexdigest())
@@ -83,8 +86,8 @@ def test_a_version_is_there_when_it_was_admitted_and_not_before(room: ModelRoom)
 
 
 def test_numbers_grow_and_a_description_is_of_the_new_model(room: ModelRoom) -> None:
-    room.models.complete(ME, room.send(description="first" * 1000).upload.id)
-    assert room.models.complete(ME, room.send(description="second").upload.id).version == 2
+    room.admission.complete(ME, room.send(description="first" * 1000).upload.id)
+    assert room.admission.complete(ME, room.send(description="second").upload.id).version == 2
     assert room.models.get(ME, "cells").description == ("first" * 1000)[:2000]
     assert room.models.get(ME, "cells").latest_version == 2
     assert room.rows() == {"models": 1, "model_versions": 2, "model_aliases": 0}
@@ -106,7 +109,7 @@ def test_weights_of_several_parts_are_admitted_by_their_header(room: ModelRoom) 
     weights = weights_of(parse(encoded(wide)))
     new = room.send(weights=weights, graph=wide)
     assert new.upload.parts == -(-len(weights) // MAX_PART_BYTES) == 2
-    assert room.models.complete(ME, new.upload.id).weights_bytes == len(weights)
+    assert room.admission.complete(ME, new.upload.id).weights_bytes == len(weights)
     assert b"".join(room.models.export_weights(ME, "cells", "1")[1]) == weights
 
 
@@ -125,7 +128,7 @@ def test_weights_of_several_parts_are_admitted_by_their_header(room: ModelRoom) 
 def test_what_cannot_be_allocates_nothing(
     room: ModelRoom, code: str, name: str, graph: object, size: int, digest: str
 ) -> None:
-    refused(code, lambda: room.models.create_version(ME, name, encoded(graph), size, digest))
+    refused(code, lambda: room.admission.create_version(ME, name, encoded(graph), size, digest))
     assert room.rows() == {"models": 0, "model_versions": 0, "model_aliases": 0}
     assert room.sealer.keys == set()
     assert room.recorder.events == []
@@ -133,49 +136,49 @@ def test_what_cannot_be_allocates_nothing(
 
 def test_refused_weights_leave_nothing_and_the_log_says_so(room: ModelRoom) -> None:
     new = room.send(weights=b"\x80\x04K\x01.")
-    message = refused("pickle_refused", lambda: room.models.complete(ME, new.upload.id))
+    message = refused("pickle_refused", lambda: room.admission.complete(ME, new.upload.id))
     assert message.startswith("this is a pickle; ")
     assert room.recorded()[-1] == ("model:create", "failed", {"version": 1, "code": "pickle_refused"})
     assert room.rows() == {"models": 0, "model_versions": 0, "model_aliases": 0}
     assert room.sealer.keys == set()
     assert room.stored(new.model_id) == 0
-    missed(lambda: room.models.complete(ME, new.upload.id))
+    missed(lambda: room.admission.complete(ME, new.upload.id))
     assert room.uploads.status(ME, new.upload.id).state == "aborted"
 
 
 def test_a_refusal_costs_its_number_and_leaves_the_other_versions(room: ModelRoom) -> None:
     room.add()
     bad = room.send(weights=weights_of(parse(encoded(OTHER))))
-    refused("invalid_weights", lambda: room.models.complete(ME, bad.upload.id))
+    refused("invalid_weights", lambda: room.admission.complete(ME, bad.upload.id))
     assert room.stored(bad.model_id) > 0
     assert [one.version for one in room.models.list_versions(ME, "cells", PageRequest()).items] == [1]
     assert room.add().version == 3
 
 
 def test_another_digest_ends_the_upload(room: ModelRoom) -> None:
-    new = room.models.create_version(ME, "cells", encoded(LAYER), len(WEIGHTS), "0" * 64)
+    new = room.admission.create_version(ME, "cells", encoded(LAYER), len(WEIGHTS), "0" * 64)
     room.uploads.put_part(ME, new.upload.id, 0, WEIGHTS, hashlib.sha256(WEIGHTS).digest())
-    refused("digest_mismatch", lambda: room.models.complete(ME, new.upload.id))
+    refused("digest_mismatch", lambda: room.admission.complete(ME, new.upload.id))
     assert room.recorded()[-1] == ("model:create", "failed", {"version": 1, "code": "digest_mismatch"})
     assert room.rows()["models"] == 0
 
 
 def test_missing_parts_are_no_refusal(room: ModelRoom) -> None:
     digest = hashlib.sha256(WEIGHTS).hexdigest()
-    new = room.models.create_version(ME, "cells", encoded(LAYER), len(WEIGHTS), digest)
-    refused("upload_incomplete", lambda: room.models.complete(ME, new.upload.id))
+    new = room.admission.create_version(ME, "cells", encoded(LAYER), len(WEIGHTS), digest)
+    refused("upload_incomplete", lambda: room.admission.complete(ME, new.upload.id))
     room.uploads.put_part(ME, new.upload.id, 0, WEIGHTS, bytes.fromhex(digest))
-    assert room.models.complete(ME, new.upload.id).version == 1
+    assert room.admission.complete(ME, new.upload.id).version == 1
     missed_again = new.upload.id
-    refused("upload_ended", lambda: room.models.complete(ME, missed_again))
+    refused("upload_ended", lambda: room.admission.complete(ME, missed_again))
     assert room.models.get(ME, "cells").latest_version == 1
 
 
 def test_another_principal_cannot_complete_an_upload(room: ModelRoom) -> None:
     new = room.send()
-    missed(lambda: room.models.complete(tenant_caller(name="other"), new.upload.id))
-    missed(lambda: room.models.complete(tenant_caller(GLOBEX), new.upload.id))
-    assert room.models.complete(ME, new.upload.id).version == 1
+    missed(lambda: room.admission.complete(tenant_caller(name="other"), new.upload.id))
+    missed(lambda: room.admission.complete(tenant_caller(GLOBEX), new.upload.id))
+    assert room.admission.complete(ME, new.upload.id).version == 1
 
 
 def test_an_upload_of_something_else_is_no_version(room: ModelRoom) -> None:
@@ -191,7 +194,7 @@ def test_an_upload_of_something_else_is_no_version(room: ModelRoom) -> None:
             sha256=hashlib.sha256(WEIGHTS).hexdigest(),
         )
     room.uploads.put_part(ME, upload.id, 0, WEIGHTS, hashlib.sha256(WEIGHTS).digest())
-    missed(lambda: room.models.complete(ME, upload.id))
+    missed(lambda: room.admission.complete(ME, upload.id))
     assert room.uploads.status(ME, upload.id).state == "open"
 
 
@@ -205,7 +208,7 @@ def test_what_was_given_up_is_cleared_by_the_next_upload(room: ModelRoom) -> Non
     assert room.rows() == {"models": 1, "model_versions": 1, "model_aliases": 0}
     assert len(room.sealer.keys) == 1
     room.add("cells")
-    assert room.models.complete(ME, waiting.upload.id).version == 1
+    assert room.admission.complete(ME, waiting.upload.id).version == 1
 
 
 def test_clearing_takes_no_model_that_had_another_number(room: ModelRoom) -> None:
@@ -238,7 +241,7 @@ def test_a_model_deleted_before_its_upload_is_complete_stays_deleted(room: Model
     room.add()
     new = room.send()
     room.models.delete(ME, "cells")
-    missed(lambda: room.models.complete(ME, new.upload.id))
+    missed(lambda: room.admission.complete(ME, new.upload.id))
     assert room.rows()["model_versions"] == 0
 
 
@@ -271,6 +274,22 @@ def test_the_slower_of_two_workers_of_one_job_finds_the_version_of_the_faster(ro
     assert {key.split("/")[2] for key in room.blobs.keys(f"{ACME}/{model}")} == {"2"}
 
 
+@pytest.mark.parametrize("asked", [1, 2], ids=["before it began", "while the weights came"])
+def test_who_lost_the_lease_makes_nothing_visible_and_leaves_nothing(room: ModelRoom, asked: int) -> None:
+    left = [asked - 1]
+
+    def check_lease(tx: TenantTransaction) -> None:
+        assert tx.owner == ACME
+        if not left[0]:
+            raise StaleLeaseError("the lease on this job is over")
+        left[0] -= 1
+
+    refused("stale_lease", lambda: room.train(check_lease=check_lease))
+    assert room.rows() == {"models": 0, "model_versions": 0, "model_aliases": 0}
+    assert (room.sealer.keys, list(room.blobs.keys(ACME)), room.recorded()) == (set(), [], [])
+    assert room.train() == 1
+
+
 def test_weights_that_fail_on_their_way_leave_nothing(room: ModelRoom) -> None:
     def broken() -> Iterator[bytes]:
         yield WEIGHTS
@@ -286,13 +305,13 @@ def test_weights_that_fail_on_their_way_leave_nothing(room: ModelRoom) -> None:
 def test_what_is_visible_is_not_discarded_when_hearing_of_it_fails(
     room: ModelRoom, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add = room.models._add_trained
+    add = room.trained._add
 
     def deaf(*args: Any, **kwargs: Any) -> int | None:
         add(*args, **kwargs)
         raise ConnectionError
 
-    monkeypatch.setattr(room.models, "_add_trained", deaf)
+    monkeypatch.setattr(room.trained, "_add", deaf)
     with pytest.raises(ConnectionError):
         room.train()
     assert b"".join(room.models.export_weights(ME, "cells", "1")[1]) == WEIGHTS
@@ -503,7 +522,7 @@ def test_deleting_a_model_destroys_its_key_and_its_bytes(room: ModelRoom) -> Non
     assert room.stored(made.model_id) == 0
     assert room.rows() == {"models": 0, "model_versions": 0, "model_aliases": 0}
     missed(lambda: room.models.get(ME, "cells"))
-    missed(lambda: room.models.complete(ME, waiting.upload.id))
+    missed(lambda: room.admission.complete(ME, waiting.upload.id))
     again = room.add()
     assert again.model_id != made.model_id
 
@@ -514,12 +533,12 @@ def test_what_vanishes_between_decision_and_reading_is_said_to_be_deleted(room: 
     room.models.delete(ME, "cells")
     refused("deleted", lambda: room.models._get(decision))
     model_id = decision.ref.object_id
-    refused("deleted", lambda: room.models._version(ACME, model_id, 1))
-    refused("deleted", lambda: room.models._open_graph(ACME, model_id, 1))
+    versions = Versions(database=room.database, sealer=room.sealer)
+    refused("deleted", lambda: versions.show(ACME, model_id, 1))
+    refused("deleted", lambda: versions.open_graph(ACME, model_id, 1))
     with room.database.tenant(ACME, by=System(reason="test")) as tx:
-        refused("deleted", lambda: room.models._make_ready(tx, model_id, 1))
-        with pytest.raises(RuntimeError):
-            room.models._next_version(tx, model_id)
+        refused("deleted", lambda: make_ready(tx, model_id, 1))
+        refused("deleted", lambda: require_model(tx, model_id))
 
 
 def test_policy_is_asked_first_with_the_action_and_the_name(room: ModelRoom) -> None:
@@ -527,8 +546,8 @@ def test_policy_is_asked_first_with_the_action_and_the_name(room: ModelRoom) -> 
     new = room.send()
     calls: dict[Action, list[Callable[[], object]]] = {
         Action.MODEL_CREATE: [
-            lambda: room.models.create_version(ME, "cells", b"nonsense", 0, ""),
-            lambda: room.models.complete(ME, new.upload.id),
+            lambda: room.admission.create_version(ME, "cells", b"nonsense", 0, ""),
+            lambda: room.admission.complete(ME, new.upload.id),
         ],
         Action.MODEL_LIST: [lambda: room.models.list(ME, PageRequest())],
         Action.MODEL_READ: [
@@ -560,7 +579,7 @@ def test_policy_is_asked_first_with_the_action_and_the_name(room: ModelRoom) -> 
                 attempt()
             assert room.authorizer.asked[-1][0] is action
     room.authorizer.rule = lambda _caller, _asked, _ref: True
-    assert room.models.complete(ME, new.upload.id).version == 2
+    assert room.admission.complete(ME, new.upload.id).version == 2
 
 
 def test_a_model_belongs_to_one_tenant_and_names_do_not_meet(room: ModelRoom) -> None:

@@ -21,6 +21,7 @@ from fakes.rooms import (
     training_spec,
     zeros,
 )
+from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.ids import ObjectId
 from modelkeep_platform.core.sealing import Purpose
 from modelkeep_platform.storage.pages import PageRequest
@@ -327,6 +328,29 @@ def test_a_job_whose_server_died_is_ended_and_its_zombie_can_do_nothing(room: Tr
     assert (ended.state, ended.error.code) == ("failed", "interrupted")
     assert (charged_steps(room), reserved(room), models_made(room)) == (1, 0.0, [])
     assert other.end_lapsed() == 0
+
+
+def test_a_zombie_that_has_every_weight_registers_no_version(
+    room: TrainingRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = room.training.create(ME, training_spec())
+    other = room.dispatcher(ScriptedRunner(honest))
+    seal = room.sealer.seal
+
+    def slow(*args: Any, **kwargs: Any) -> bytes:
+        if kwargs["name"] == "graph":
+            # The weights are sealed, the lease was renewed for the last time, and this server sleeps.
+            room.clock.advance(3600)
+            assert other.end_lapsed() == 1
+        return seal(*args, **kwargs)
+
+    monkeypatch.setattr(room.sealer, "seal", slow)
+    room.dispatcher(ScriptedRunner(honest)).run_one()
+    ended = room.training.get(ME, job.id)
+    assert ended.error is not None
+    assert (ended.state, ended.error.code, ended.result) == ("failed", "interrupted", None)
+    assert (charged_steps(room), reserved(room), models_made(room)) == (8, 0.0, [])
+    assert not any(event.action == Action.MODEL_CREATE for event in room.recorder.events)
 
 
 def test_stopping_ends_a_running_job_as_interrupted(room: TrainingRoom) -> None:

@@ -48,6 +48,7 @@ class Edge:
             service_accounts=rooms.service_accounts,
             registry=rooms.registry,
             models=rooms.models,
+            admission=rooms.admission,
             datasets=rooms.datasets,
             uploads=rooms.uploads,
             training=rooms.training,

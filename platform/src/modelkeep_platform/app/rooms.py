@@ -21,7 +21,10 @@ from modelkeep_platform.identity.registry import TenantRegistry
 from modelkeep_platform.identity.secrets import GuessLimit
 from modelkeep_platform.identity.service_accounts import ServiceAccountService
 from modelkeep_platform.jobs.queue import JobQueue
+from modelkeep_platform.models.admission import AdmissionService
 from modelkeep_platform.models.service import ModelService
+from modelkeep_platform.models.trained import TrainedModels
+from modelkeep_platform.models.versions import Versions
 from modelkeep_platform.privacy.ledger import BudgetLedger
 from modelkeep_platform.serving.service import ServingService
 from modelkeep_platform.storage.blobs import LocalBlobs
@@ -139,13 +142,31 @@ class Rooms:
             authorizer=ground.authorizer,
             quota=self._settings.quota,
         )
+        versions = Versions(database=ground.database, sealer=ground.keys)
         self.models = ModelService(
             database=ground.database,
             authorizer=ground.authorizer,
             recorder=ground.log,
             uploads=self.uploads,
-            sealer=ground.keys,
+            versions=versions,
             tenants=self.registry,
+            epoch=ground.epoch,
+        )
+        self.admission = AdmissionService(
+            database=ground.database,
+            authorizer=ground.authorizer,
+            recorder=ground.log,
+            uploads=self.uploads,
+            versions=versions,
+            clock=ground.clock,
+            entropy=ground.entropy,
+            epoch=ground.epoch,
+        )
+        self.trained = TrainedModels(
+            database=ground.database,
+            recorder=ground.log,
+            uploads=self.uploads,
+            versions=versions,
             clock=ground.clock,
             entropy=ground.entropy,
             epoch=ground.epoch,
@@ -185,6 +206,7 @@ class Rooms:
             ledger=self.ledger,
             datasets=self.datasets,
             models=models,
+            trained=self.trained,
             uploads=self.uploads,
             sealer=ground.keys,
             recorder=ground.log,

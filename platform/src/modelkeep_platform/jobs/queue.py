@@ -203,6 +203,10 @@ class JobQueue:
         row = tx.first(tx.select(jobs).where(jobs.c.id == lease.job.id))
         return bool(row is not None and row["cancel"])
 
+    def check(self, tx: TenantTransaction, lease: Lease) -> None:
+        """Return when the lease holds, in the transaction whose effect hangs on it; raises StaleLeaseError."""
+        self._change(tx, lease, holder=lease.holder)
+
     def progress(self, tx: TenantTransaction, lease: Lease, *, step: int, epsilon_charged: float | None) -> None:
         """Report how far the job is; raises StaleLeaseError."""
         self._change(tx, lease, step=step, epsilon_charged=epsilon_charged)
@@ -243,7 +247,7 @@ class JobQueue:
 
     def log(self, tx: TenantTransaction, lease: Lease, text: str) -> None:
         """Add a line to the job's log; past 1000 lines nothing more is kept. Raises StaleLeaseError."""
-        self._change(tx, lease, holder=lease.holder)
+        self.check(tx, lease)
         newest = tx.first(
             tx.select(job_lines, sa.func.max(job_lines.c.number).label("n")).where(job_lines.c.job_id == lease.job.id)
         )

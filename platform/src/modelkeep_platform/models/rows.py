@@ -1,11 +1,13 @@
-"""Rows of the registry, found and dropped within an open transaction. Only a version that is ready is visible."""
+"""Rows of the registry, read and changed within an open transaction. Only a version that is ready is visible."""
 
+from dataclasses import dataclass
 from typing import Final
 
 import sqlalchemy as sa
 
 from modelkeep_platform.core.errors import ConflictError
-from modelkeep_platform.core.ids import ObjectId
+from modelkeep_platform.core.ids import ObjectId, check_name, new_object_id
+from modelkeep_platform.core.ports import Clock, Entropy
 from modelkeep_platform.storage.tables.models import model_versions, models
 from modelkeep_platform.storage.transactions import Row, TenantTransaction
 from modelkeep_platform.uploads.service import UploadService
@@ -14,6 +16,41 @@ PENDING: Final = "pending"
 READY: Final = "ready"
 FIRST: Final = 1
 MAX_VERSION: Final = 999_999_999
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allocated:
+    """A number that no other version has, and whether its model is new: then it has no key yet."""
+
+    model_id: ObjectId
+    version: int
+    is_new_model: bool
+
+
+def allocate(tx: TenantTransaction, name: str, description: str, *, clock: Clock, entropy: Entropy) -> Allocated:
+    """Take the next number of the model `name`; a new name makes a new model.
+
+    Raises:
+        UnprocessableError: the name is not one.
+    """
+    row = tx.first(tx.select(models).where(models.c.name == name))
+    is_new = row is None
+    model_id = new_object_id(entropy, "mdl") if row is None else ObjectId(row["id"])
+    if is_new:
+        tx.insert(
+            models,
+            id=model_id,
+            name=check_name(name, what="model"),
+            description=description[:2000],
+            next_version=FIRST,
+            created_at=clock.now_s(),
+        )
+    where = models.c.id == model_id
+    tx.change(tx.update(models).where(where).values(next_version=models.c.next_version + 1))
+    row = tx.first(tx.select(models).where(where))
+    if row is None:
+        raise RuntimeError("a model vanished within a transaction")
+    return Allocated(model_id=model_id, version=int(row["next_version"]) - 1, is_new_model=is_new)
 
 
 def version_number(text: str) -> int | None:
@@ -45,6 +82,17 @@ def require_model(tx: TenantTransaction, model_id: ObjectId) -> None:
     """
     if tx.first(tx.select(models, models.c.id).where(models.c.id == model_id)) is None:
         raise ConflictError("the model was deleted meanwhile", code="deleted")
+
+
+def make_ready(tx: TenantTransaction, model_id: ObjectId, version: int) -> None:
+    """Make a version visible.
+
+    Raises:
+        ConflictError: ``deleted``.
+    """
+    where = (model_versions.c.model_id == model_id, model_versions.c.version == version)
+    if not tx.change(tx.update(model_versions).where(*where).values(state=READY)):
+        raise ConflictError("the version was deleted meanwhile", code="deleted")
 
 
 def drop_pending(tx: TenantTransaction, artifacts: UploadService, model_id: ObjectId, version: int) -> None:

@@ -18,6 +18,7 @@ from modelkeep_platform.core.refs import Kind, ResourceRef
 from modelkeep_platform.datasets.service import DatasetService
 from modelkeep_platform.jobs.queue import JobQueue, JobState, Lease, StaleLeaseError
 from modelkeep_platform.models.service import ModelService
+from modelkeep_platform.models.trained import TrainedModels
 from modelkeep_platform.privacy.budgets import ReservationState
 from modelkeep_platform.privacy.ledger import BudgetLedger
 from modelkeep_platform.storage.database import Database
@@ -54,7 +55,8 @@ class Dispatcher:
         queue: keeps them.
         ledger: charges them.
         datasets: gives rows.
-        models: takes what was trained.
+        models: gives weights to go on from.
+        trained: takes what was trained.
         uploads: keeps checkpoints.
         sealer: opens what the service sealed.
         recorder: writes how jobs ended.
@@ -72,6 +74,7 @@ class Dispatcher:
         ledger: BudgetLedger,
         datasets: DatasetService,
         models: ModelService,
+        trained: TrainedModels,
         uploads: UploadService,
         sealer: Sealer,
         recorder: Recorder,
@@ -87,6 +90,7 @@ class Dispatcher:
             ledger=ledger,
             datasets=datasets,
             models=models,
+            trained=trained,
             uploads=uploads,
             sealer=sealer,
             stopping=self._stopping,

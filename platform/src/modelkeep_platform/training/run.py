@@ -26,6 +26,7 @@ from modelkeep_platform.models import safetensors_check
 from modelkeep_platform.models.graph.format import Graph, with_affine
 from modelkeep_platform.models.graph.format import parse as parse_graph
 from modelkeep_platform.models.service import ModelService
+from modelkeep_platform.models.trained import TrainedModels
 from modelkeep_platform.privacy.grid import fit_grid
 from modelkeep_platform.privacy.ledger import BudgetLedger
 from modelkeep_platform.privacy.plan import MechanismPlan, RanMechanism
@@ -92,7 +93,8 @@ class Parts:
         queue: keeps them.
         ledger: charges them.
         datasets: gives rows.
-        models: gives and takes weights.
+        models: gives weights to go on from.
+        trained: takes what was trained.
         uploads: keeps checkpoints.
         sealer: opens what the service sealed.
         stopping: set when the server stops.
@@ -104,6 +106,7 @@ class Parts:
     ledger: BudgetLedger
     datasets: DatasetService
     models: ModelService
+    trained: TrainedModels
     uploads: UploadService
     sealer: Sealer
     stopping: threading.Event
@@ -262,7 +265,7 @@ class Run:
             # The worker scaled each feature by the declared bounds; the served model takes raw units and scales them.
             graph = with_affine(graph, *self._dataset.scaling())
         first = self._receive("blob")
-        version = parts.models.register_trained(
+        version = parts.trained.register(
             owner=self._tenant,
             name=payload.spec.into,
             graph=graph,
@@ -270,6 +273,7 @@ class Run:
             principal=lease.job.principal,
             job_id=self._job_id,
             provenance={"dataset": payload.spec.dataset, "privacy": _label(payload.plan)},
+            check_lease=lambda tx: parts.queue.check(tx, lease),
         )
         self._log(f"trained; `{payload.spec.into}` version {version}")
         return version

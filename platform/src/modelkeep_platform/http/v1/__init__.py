@@ -21,6 +21,7 @@ from modelkeep_platform.identity.issuer_keys import IssuerKeys
 from modelkeep_platform.identity.members import MemberService
 from modelkeep_platform.identity.registry import TenantRegistry
 from modelkeep_platform.identity.service_accounts import ServiceAccountService
+from modelkeep_platform.models.admission import AdmissionService
 from modelkeep_platform.models.service import ModelService
 from modelkeep_platform.tenants.service import TenantService
 from modelkeep_platform.training.service import TrainingService
@@ -35,6 +36,7 @@ def all_endpoints(
     service_accounts: ServiceAccountService,
     registry: TenantRegistry,
     models: ModelService,
+    admission: AdmissionService,
     datasets: DatasetService,
     uploads: UploadService,
     training: TrainingService,
@@ -53,7 +55,7 @@ def all_endpoints(
             registry=registry,
             base_url=base_url,
         ),
-        *model_endpoints(models=models, datasets=datasets, uploads=uploads),
+        *model_endpoints(models=models, admission=admission, datasets=datasets, uploads=uploads),
         *training_endpoints(datasets=datasets, training=training),
         *governance.endpoints(grants=grants, policies=policies, audit=audit),
     ]
@@ -88,6 +90,7 @@ def description() -> dict[str, Any]:
         service_accounts=absent,
         registry=absent,
         models=absent,
+        admission=absent,
         datasets=absent,
         uploads=absent,
         training=absent,

@@ -17,15 +17,22 @@ from modelkeep_platform.http import wire
 from modelkeep_platform.http.answers import encode
 from modelkeep_platform.http.routing import Call, Endpoint, decimal
 from modelkeep_platform.http.v1.converting import show, show_page
+from modelkeep_platform.models.admission import AdmissionService
 from modelkeep_platform.models.service import ModelService
 from modelkeep_platform.uploads.service import UploadService
 
 _SHA256_BYTES = 32
 
 
-def endpoints(*, models: ModelService, datasets: DatasetService, uploads: UploadService) -> list[Endpoint]:
+def endpoints(
+    *, models: ModelService, admission: AdmissionService, datasets: DatasetService, uploads: UploadService
+) -> list[Endpoint]:
     """Return the endpoints of models and uploads."""
-    return [*_model_endpoints(models), *_version_endpoints(models), *_upload_endpoints(models, datasets, uploads)]
+    return [
+        *_model_endpoints(models),
+        *_version_endpoints(models, admission),
+        *_upload_endpoints(admission, datasets, uploads),
+    ]
 
 
 def _model_endpoints(models: ModelService) -> list[Endpoint]:
@@ -78,14 +85,14 @@ def _model_endpoints(models: ModelService) -> list[Endpoint]:
     ]
 
 
-def _version_endpoints(models: ModelService) -> list[Endpoint]:
+def _version_endpoints(models: ModelService, admission: AdmissionService) -> list[Endpoint]:
     return [
         Endpoint(
             method="POST",
             path="/v1/models/{name}/versions",
             guard=Action.MODEL_CREATE,
             handler=lambda call: show(
-                models.create_version(
+                admission.create_version(
                     call.tenant_caller,
                     call.path["name"],
                     encode(call.body.graph),
@@ -169,11 +176,11 @@ def _weights(models: ModelService) -> Callable[[Call], Any]:
     return handler
 
 
-def _upload_endpoints(models: ModelService, datasets: DatasetService, uploads: UploadService) -> list[Endpoint]:
+def _upload_endpoints(admission: AdmissionService, datasets: DatasetService, uploads: UploadService) -> list[Endpoint]:
     def complete(call: Call) -> wire.ModelVersion | wire.Dataset:
         caller, upload_id = call.tenant_caller, call.path["id"]
         if uploads.status(caller, upload_id).kind == Kind.MODEL:
-            return show(models.complete(caller, upload_id), wire.ModelVersion)
+            return show(admission.complete(caller, upload_id), wire.ModelVersion)
         return show(datasets.complete(caller, upload_id), wire.Dataset)
 
     return [
