@@ -16,10 +16,13 @@ from modelkeep_platform.core.errors import ModelkeepError
 from modelkeep_platform.core.events import Event
 from modelkeep_platform.identity.issuer import new_operator
 from modelkeep_platform.identity.secrets import new_secret
+from modelkeep_platform.storage.blobs import LocalBlobs
+from modelkeep_platform.uploads.orphans import Orphans
 
 _log = logging.getLogger(__name__)
 OPERATOR: Final = "operator"
 _EXPIRY_S: Final = 600.0
+_TIDY_S: Final = 10.0
 
 
 class Platform:
@@ -39,6 +42,7 @@ class Platform:
         self.ground = Ground(data=data, settings=settings)
         self.rooms = Rooms(self.ground, data=data, settings=settings)
         self.edge = Edge(self.ground, self.rooms, settings=settings, dropped_lines=dropped_lines)
+        self._orphans = Orphans(database=self.ground.database, blobs=LocalBlobs(data / "blobs"))
         self._stop = threading.Event()
         self._housekeeper = threading.Thread(target=self._keep_house, name="housekeeper", daemon=True)
 
@@ -51,6 +55,8 @@ class Platform:
     def close(self) -> None:
         """Stop everything, what others depend on last."""
         self._stop.set()
+        if self._housekeeper.is_alive():
+            self._housekeeper.join(timeout=_TIDY_S)
         self.rooms.dispatcher.close()
         self.ground.close()
 
@@ -68,9 +74,12 @@ class Platform:
         return OPERATOR, secret
 
     def _keep_house(self) -> None:
-        while not self._stop.wait(_EXPIRY_S):
+        # At once, too: the server before this one may have died halfway through a deletion.
+        while not self._stop.is_set():
             try:
                 self.rooms.uploads.expire()
                 self.rooms.dispatcher.clear_leftovers()
+                self._orphans.clear()
             except (ModelkeepError, SQLAlchemyError):
                 _log.exception("what is over could not be cleared away; it is tried again")
+            self._stop.wait(_EXPIRY_S)

@@ -21,6 +21,9 @@ from modelkeep_platform.core.errors import IntegrityError, UnavailableError
 _KEY: Final = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9._-]*/)*[A-Za-z0-9_-][A-Za-z0-9._-]*\Z")
 
 
+FULL: Final = "the platform's disk is full; try again later, deleting still works"
+
+
 class StorageError(UnavailableError):
     """The store did not read or write: a broken disk, a full one, an unreachable service."""
 

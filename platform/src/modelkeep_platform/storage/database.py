@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from modelkeep_platform.core.callers import OperatorCaller, TenantCaller
 from modelkeep_platform.core.decisions import Decision
 from modelkeep_platform.core.ids import TenantId
+from modelkeep_platform.storage.blobs import FULL, StorageError
 from modelkeep_platform.storage.tables.epoch import epoch
 from modelkeep_platform.storage.transactions import PlatformTransaction, System, TenantScopeError, TenantTransaction
 
@@ -56,6 +57,7 @@ class Database:
 
         Raises:
             TenantScopeError: `by` is no such right.
+            StorageError: the disk is full.
         """
         if isinstance(by, TenantCaller | OperatorCaller):
             right = by.tenant == owner
@@ -71,7 +73,7 @@ class Database:
 
     @contextmanager
     def platform(self, *, read_only: bool = False) -> Iterator[PlatformTransaction]:
-        """Open a transaction over everything."""
+        """Open a transaction over everything; raises StorageError when the disk is full."""
         with self._begin(read_only=read_only) as connection:
             yield PlatformTransaction(connection)
 
@@ -94,6 +96,10 @@ class Database:
                 connection.begin(),
             ):
                 yield connection
+        except sa.exc.OperationalError as exc:
+            if _is_full(exc):
+                raise StorageError(FULL, code="disk_full") from exc
+            raise
         finally:
             if not read_only:
                 self._writing.now = False
@@ -105,6 +111,10 @@ class Database:
 
 class NestedWriteError(AssertionError):
     """A thread opened a write transaction inside another: on SQLite that would wait for itself."""
+
+
+def _is_full(error: sa.exc.OperationalError) -> bool:
+    return getattr(error.orig, "sqlite_errorname", "") == "SQLITE_FULL"
 
 
 def _memory(url: str) -> sa.Engine:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from modelkeep_platform.core.ports import Clock
-from modelkeep_platform.storage.blobs import BlobStore, StorageError
+from modelkeep_platform.storage.blobs import FULL, BlobStore, StorageError
 
 _LOOK_S: Final = 1.0
 
@@ -91,4 +91,4 @@ class ReservedBlobs:
 
     def _check(self) -> None:
         if not self._disk.has_room():
-            raise StorageError("the platform's disk is full; try again later, deleting still works", code="disk_full")
+            raise StorageError(FULL, code="disk_full")

@@ -15,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from modelkeep_platform.core.errors import UnavailableError
 from modelkeep_platform.core.ports import Clock
+from modelkeep_platform.storage.blobs import StorageError
 from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.peers import Peers
 
@@ -125,5 +126,5 @@ class EpochWatcher:
                 # INVARIANT: what is acknowledged was read before; from then on this process decides by it.
                 self._read()
                 self._beat()
-            except SQLAlchemyError:
+            except (SQLAlchemyError, StorageError):
                 continue  # `current` fails closed once the last reading is too old
