@@ -20,6 +20,7 @@ AUDIT_KEY: Final = ObjectId("audit-log")
 
 SALT_BYTES: Final = 32
 _LEAF_VERSION: Final = b"\x01"
+_encode: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,4 +87,4 @@ def _actor(actor: Caller | None) -> dict[str, str] | None:
 
 
 def _json(fields: dict[str, Any]) -> bytes:
-    return json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    return _encode(fields).encode()
