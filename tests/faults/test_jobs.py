@@ -82,7 +82,7 @@ def test_a_job_that_dies_with_its_server_keeps_what_it_charged_and_gives_back_th
             timeout_s=90,
         )
 
-    for death in sweep(world, act, threads=JOBS, prepare=prepare, step=9):
+    for death in sweep(world, act, threads=JOBS, prepare=prepare, step=18):
         if death.n not in started:
             continue
         state = ended(world, started[death.n])

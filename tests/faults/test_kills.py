@@ -124,13 +124,16 @@ def test_a_policy_is_active_whole_or_not(world: World) -> None:
     first = active()
     world.globex.clients["developer"].models.upload("model", graph=GRAPH, weights=WEIGHTS)
     for death in sweep(
-        world, lambda n: admin.policies.publish(text.format(n)), prepare=lambda _n: admin.policies.activate(first)
+        world,
+        lambda n: admin.policies.publish(text.format(n)),
+        prepare=lambda _n: admin.policies.activate(first),
+        step=3,
     ):
         assert refused() == (active() != first), death
         assert active() != first or not death.answered, death
     second = active()
     for death in sweep(
-        world, lambda _n: admin.policies.activate(first), prepare=lambda _n: admin.policies.activate(second)
+        world, lambda _n: admin.policies.activate(first), prepare=lambda _n: admin.policies.activate(second), step=3
     ):
         assert refused() == (active() == second), death
         assert active() == first or not death.answered, death
@@ -142,7 +145,7 @@ def test_a_tenant_is_made_whole_and_an_enrolment_is_used_once(world: World) -> N
         def create(n: int) -> None:
             operator.tenants.create(f"t{n}", name="T")
 
-        for death in sweep(world, create):
+        for death in sweep(world, create, step=3):
             there = f"t{death.n}" in [tenant.slug for tenant in operator.tenants.list()]
             assert there or not death.answered, death
             if there:
