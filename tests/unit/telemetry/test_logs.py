@@ -149,7 +149,12 @@ def test_lines_are_written_together_up_to_what_a_pipe_takes_whole(
         writer.emit(record(**fields(count=number)))
     written: list[bytes] = []
     real = os.write
-    monkeypatch.setattr(os, "write", lambda descriptor, data: written.append(data) or real(descriptor, data))
+
+    def writing(descriptor: int, data: bytes) -> int:
+        written.append(data)
+        return real(descriptor, data)
+
+    monkeypatch.setattr(os, "write", writing)
     writer.flush()
     assert len(written) < 20
     assert all(one.endswith(b"\n") and len(one) <= select.PIPE_BUF for one in written)
