@@ -11,6 +11,8 @@ import pytest
 from modelkeep.errors import BudgetExceededError, RollbackError
 from modelkeep_platform.app.backup import BackedUp, backup, compare, newest_checkpoint, restore
 from modelkeep_platform.core.errors import ConflictError, IntegrityError, ModelkeepError
+from modelkeep_platform.core.ids import PLATFORM
+from modelkeep_platform.keys.roots.file import FileRootKey
 from services.house import House, Installation, ServerThread, Tenant, job
 
 pytestmark = pytest.mark.e2e
@@ -206,3 +208,72 @@ def test_nothing_is_overwritten(drill: Drill, tmp_path: Path) -> None:
             backup(drill.made.data, out=out, keys=keys)
     with pytest.raises(ConflictError):
         restore(drill.out, keys=drill.keys, root_key=drill.made.folder / "root.key", data=drill.made.data)
+
+
+def other_root(drill: Drill, folder: Path) -> tuple[Path, Path]:
+    FileRootKey.create(folder / "other.key", data=folder / "data")
+    return drill.keys, folder / "other.key"
+
+
+def changed_key(drill: Drill, folder: Path) -> tuple[Path, Path]:
+    rows = json.loads(drill.keys.read_bytes())
+    rows[0]["wrapped"] = rows[1]["wrapped"]
+    (folder / "keys.json").write_text(json.dumps(rows))
+    return folder / "keys.json", drill.made.folder / "root.key"
+
+
+def missing_key(drill: Drill, folder: Path) -> tuple[Path, Path]:
+    rows = json.loads(drill.keys.read_bytes())
+    (folder / "keys.json").write_text(json.dumps([row for row in rows if row["tenant_id"] == PLATFORM]))
+    return folder / "keys.json", drill.made.folder / "root.key"
+
+
+def no_keys(drill: Drill, folder: Path) -> tuple[Path, Path]:
+    (folder / "keys.json").write_text('{"not": "a list of keys"}')
+    return folder / "keys.json", drill.made.folder / "root.key"
+
+
+WRONG = {
+    "another root key": (other_root, "root_key_other"),
+    "two keys swapped": (changed_key, "keys_damaged"),
+    "a tenant's key is missing": (missing_key, "keys_other"),
+    "no file of keys": (no_keys, "keys_damaged"),
+}
+
+
+@pytest.mark.parametrize(("make", "code"), WRONG.values(), ids=WRONG)
+def test_keys_that_do_not_belong_are_refused_before_anything_is_written(
+    drill: Drill, tmp_path: Path, make: Callable[[Drill, Path], tuple[Path, Path]], code: str
+) -> None:
+    keys, root_key = make(drill, tmp_path)
+    with pytest.raises(IntegrityError) as caught:
+        restore(drill.out, keys=keys, root_key=root_key, data=tmp_path / "data")
+    assert caught.value.error_code == code
+    assert not [path for path in tmp_path.iterdir() if "data" in path.name]
+
+
+def test_a_restore_that_fails_midway_leaves_nothing_and_can_be_repeated(
+    drill: Drill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "data").mkdir()
+    with monkeypatch.context() as patched:
+        patched.setattr("modelkeep_platform.app.backup._record", fail)
+        with pytest.raises(OSError, match="No space"):
+            drill.restore(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    assert not list((tmp_path / "data").iterdir())
+    restored = drill.restore(tmp_path)
+    modes = {path.stat().st_mode & 0o777 for path in restored.data.rglob("*") if path.is_dir()}
+    assert modes == {0o700}
+
+
+def test_a_folder_that_holds_something_is_left_alone(drill: Drill, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine").write_text("kept")
+    with pytest.raises(ConflictError) as caught:
+        drill.restore(tmp_path)
+    assert caught.value.error_code == "folder_not_empty"
+    assert (tmp_path / "data" / "mine").read_text() == "kept"

@@ -20,7 +20,7 @@ from fakes.core import (
     tenant_caller,
 )
 from modelkeep_platform.core.callers import TenantCaller
-from modelkeep_platform.core.ids import TenantId
+from modelkeep_platform.core.ids import PrincipalId, TenantId
 from modelkeep_platform.datasets.service import DatasetService
 from modelkeep_platform.jobs.queue import JobQueue
 from modelkeep_platform.models.service import ModelService
@@ -30,6 +30,7 @@ from modelkeep_platform.privacy.ledger import BudgetLedger
 from modelkeep_platform.storage.blobs import LocalBlobs
 from modelkeep_platform.storage.database import Database
 from modelkeep_platform.training.dispatcher import Dispatcher, Runner
+from modelkeep_platform.training.entitlement import Entitlement
 from modelkeep_platform.training.service import TrainingService
 from modelkeep_platform.uploads.service import Upload, UploadService
 from modelkeep_platform.workers.channel_sync import SyncChannel
@@ -94,6 +95,19 @@ class DataRoom:
         return str(self.datasets.complete(caller or tenant_caller(), upload.id).id)
 
 
+class FakePrincipals:
+    """Everybody may act, until said otherwise."""
+
+    def __init__(self) -> None:
+        self.gone: set[str] = set()
+
+    def present(self, tenant: TenantId, principal: PrincipalId) -> TenantCaller | None:
+        return None if tenant in self.gone or principal in self.gone else tenant_caller(tenant)
+
+    def is_active(self, tenant: TenantId) -> bool:
+        return tenant not in self.gone
+
+
 class TrainingRoom(DataRoom):
     """Datasets, models, the queue and the training service over one database."""
 
@@ -122,6 +136,7 @@ class TrainingRoom(DataRoom):
             entropy=entropy,
             epoch=self.epoch,
         )
+        self.principals = FakePrincipals()
         self.training = TrainingService(
             uploads=self.uploads,
             database=database,
@@ -145,6 +160,8 @@ class TrainingRoom(DataRoom):
             trained=self.trained,
             uploads=self.uploads,
             sealer=self.sealer,
+            entitlement=Entitlement(principals=self.principals, authorizer=self.authorizer),
+            epoch=self.epoch,
             recorder=self.recorder,
             runner=runner,
             entropy=self.entropy,

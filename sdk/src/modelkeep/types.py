@@ -268,7 +268,6 @@ class Plan:
     epsilon_spent_after: float | None
     accountant: str | None
     rdp_epsilon: float | None
-    prv_epsilon: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

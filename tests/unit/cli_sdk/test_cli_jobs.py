@@ -11,7 +11,6 @@ SPEC = {"dataset": "rows", "into": "tumour", "steps": 10}
 PLAN: dict[str, Any] = {"private": True, "steps": 10, "sample_rate": 0.25, "noise_multiplier": 1.5, "clip_norm": 0.5}
 PLAN |= {"epsilon": 2.0, "delta": 1e-5, "n_public": 400, "fits": False, "largest_epsilon": 0.7}
 PLAN |= {"epsilon_spent_before": 2.0, "epsilon_spent_after": None, "accountant": "rdp", "rdp_epsilon": 2.0}
-PLAN |= {"prv_epsilon": None}
 
 
 def test_a_plan_comes_from_a_file_or_standard_input(terminal: Terminal) -> None:

@@ -43,10 +43,9 @@ def test_a_plan_spends_nothing_and_says_what_a_job_costs(room: TrainingRoom) -> 
     plan = room.training.plan(ME, training_spec())
     assert (plan.private, plan.fits, plan.steps, plan.sample_rate) == (True, True, 8, 0.5)
     assert (plan.epsilon, plan.delta, plan.n_public, plan.accountant) == (1.0, 1e-5, 100, "filter")
-    assert plan.prv_epsilon is not None
     assert plan.rdp_epsilon is not None
     assert plan.epsilon_spent_after is not None
-    assert 0 < plan.prv_epsilon <= plan.rdp_epsilon <= plan.epsilon_spent_after <= 1.0
+    assert 0 < plan.rdp_epsilon <= plan.epsilon_spent_after <= 1.0
     assert nothing_happened(room)
 
 

@@ -117,17 +117,19 @@ class GrantService:
         decision = self._authorizer.require(
             caller, Action.GRANT_CREATE, collection(caller.tenant, Kind.GRANT), {"name": name}
         )
-        wanted = self._check(caller, kind, grantee, actions, expires_at)
+        wanted = self._check(kind, actions, expires_at)
         ref = self._resolvers[Kind(kind)](caller, name)
         if ref.is_missing or ref.owner != caller.tenant:
             self._authorizer.require(caller, Action.GRANT_CREATE, missing(caller.tenant, Kind(kind)))
             raise RuntimeError("a missing object was allowed")
+        # After the object: whoever owns nothing to grant learns no other tenant's slug here.
+        other = self._other(caller, grantee)
         row: dict[str, object] = {
             "id": new_object_id(self._entropy, "grt"),
             "kind": ref.kind,
             "object_id": ref.object_id,
             "name": name,
-            "grantee": self._tenants.id_of(grantee),
+            "grantee": other,
             "actions": json.dumps(wanted),
             "created_at": self._clock.now_s(),
             "created_by": caller.principal,
@@ -188,14 +190,17 @@ class GrantService:
         if not wanted or not set(wanted) <= set(possible):
             listed = ", ".join(f"`{action}`" for action in possible)
             raise UnprocessableError(f"what can be granted on a {kind} is {listed}", code="grant_refused")
+        if expires_at is not None and not self._clock.now_s() < expires_at <= _LAST_S:
+            raise UnprocessableError("`expires_at` is in the past, or past the year 9999", code="grant_refused")
+        return wanted
+
+    def _other(self, caller: TenantCaller, grantee: str) -> TenantId:
         other = self._tenants.id_of(grantee)
         if other is None or other == caller.tenant:
             raise UnprocessableError(
                 f"`{grantee[:80]}` is not another tenant's slug; ask them for theirs", code="invalid_grantee"
             )
-        if expires_at is not None and not self._clock.now_s() < expires_at <= _LAST_S:
-            raise UnprocessableError("`expires_at` is in the past, or past the year 9999", code="grant_refused")
-        return wanted
+        return other
 
     def _view(self, row: Row | Mapping[str, object]) -> Grant:
         expires_at = row["expires_at"]

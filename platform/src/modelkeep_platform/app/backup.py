@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +34,9 @@ from modelkeep_platform.core.events import Event, Outcome
 from modelkeep_platform.core.ids import PLATFORM
 from modelkeep_platform.core.refs import PLATFORM_REF
 from modelkeep_platform.jobs.queue import ACTIVE, JobState
+from modelkeep_platform.keys.context import kek_context
 from modelkeep_platform.keys.roots.file import FileRootKey
+from modelkeep_platform.keys.sealed import SealedError
 from modelkeep_platform.privacy.ledger import FROZEN_EXHAUSTED, FROZEN_RESTORED
 from modelkeep_platform.storage import migrate as migrations
 from modelkeep_platform.storage.tables.audit import audit_checkpoints
@@ -113,33 +116,55 @@ def backup(data: Path, *, out: Path, keys: Path) -> BackedUp:
 def restore(backed_up: Path, *, keys: Path, root_key: Path, data: Path) -> Restored:
     """Make an installation from a backup, with every budget frozen and every job ended.
 
+    Backup, keys and root key are checked against one another first. The installation is made beside `data` and
+    renamed last: a restore that fails, or whose machine stops, leaves nothing in `data`.
+
     Args:
         backed_up: the backup's folder.
         keys: the file with its wrapped keys.
         root_key: the root key file, outside `data`.
-        data: the data folder to make.
+        data: the data folder to make; an empty one may be there.
 
     Raises:
-        ConflictError: there is an installation already, or the backup is of another version.
+        ConflictError: something is in `data` already, or the backup is of another version.
         IntegrityError: the backup was changed or is not whole, or keys and root key do not belong to it.
+        RootKeyError: the root key file is missing, open to others, or damaged.
     """
-    backed_up, data = backed_up.resolve(), data.resolve()
+    backed_up, data, root_key = backed_up.resolve(), data.resolve(), root_key.resolve()
     if (data / settings_file.FILE).exists():
         raise ConflictError("there is an installation in this folder already", code="already_initialised")
+    if data.exists() and (not data.is_dir() or any(data.iterdir())):
+        raise ConflictError("restore to a new or an empty folder; this one holds something", code="folder_not_empty")
     manifest = _manifest(backed_up)
-    FileRootKey.load(root_key.resolve(), data=data)
-    data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    wrapped = _wrapped(keys)
+    _match(backed_up / _DATABASE, wrapped, FileRootKey.load(root_key, data=data))
+    data.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    half = Path(tempfile.mkdtemp(prefix=f".{data.name}.restoring-", dir=data.parent))
+    try:
+        frozen, ended = _fill(half, backed_up, manifest, wrapped, root_key)
+        half.replace(data)
+    except BaseException:
+        shutil.rmtree(half, ignore_errors=True)
+        raise
+    _fsync(data.parent)
+    return Restored(log_size=manifest["log"]["size"], frozen_budgets=frozen, ended_jobs=ended)
+
+
+def _fill(
+    half: Path, backed_up: Path, manifest: dict[str, Any], wrapped: list[dict[str, Any]], root_key: Path
+) -> tuple[int, int]:
     for name in manifest["files"]:
         if name != settings_file.FILE:
-            _copy(backed_up / name, data / name)
-    (data / "blobs").mkdir(mode=0o700, exist_ok=True)
-    settings = replace(settings_file.load_file(backed_up), root_key=str(root_key.resolve()))
-    frozen, ended = _freeze(data, json.loads(keys.read_bytes()))
-    _write(data / _RESTORED, json.dumps(manifest["log"]).encode())
-    # Last: until the settings are there, nothing starts on this folder.
-    settings_file.write(data, settings)
-    _record(data, settings, "platform:restore", {"log_size": manifest["log"]["size"], "frozen_budgets": frozen})
-    return Restored(log_size=manifest["log"]["size"], frozen_budgets=frozen, ended_jobs=ended)
+            _copy(backed_up / name, half / name)
+    (half / "blobs").mkdir(mode=0o700, exist_ok=True)
+    settings = replace(settings_file.load_file(backed_up), root_key=str(root_key))
+    frozen, ended = _freeze(half, wrapped)
+    _write(half / _RESTORED, json.dumps(manifest["log"]).encode())
+    settings_file.write(half, settings)
+    _record(half, settings, "platform:restore", {"log_size": manifest["log"]["size"], "frozen_budgets": frozen})
+    for path in (half / settings_file.FILE, *(path for path in half.rglob("*") if path.is_dir()), half):
+        _fsync(path)
+    return frozen, ended
 
 
 def compare(data: Path, *, checkpoint: Path | None) -> bool:
@@ -260,12 +285,45 @@ def _manifest(backed_up: Path) -> dict[str, Any]:
     return manifest
 
 
+def _wrapped(keys: Path) -> list[dict[str, Any]]:
+    try:
+        rows = [
+            {**row, "wrapped": base64.b64decode(row["wrapped"], validate=True)} for row in json.loads(keys.read_bytes())
+        ]
+        names = {column.name for column in wrapped_keks.columns}
+        if not rows or any(set(row) != names for row in rows):
+            raise ValueError("other columns")
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise IntegrityError("this is no file of wrapped keys; use another copy", code="keys_damaged") from exc
+    return rows
+
+
+def _match(database: Path, wrapped: list[dict[str, Any]], root: FileRootKey) -> None:
+    """Refuse keys of another root key, damaged keys, and keys that are not those of this backup."""
+    for row in wrapped:
+        if row["root_id"] != root.id:
+            raise IntegrityError("the keys were wrapped by another root key; use that one", code="root_key_other")
+        try:
+            root.unwrap(row["wrapped"], kek_context(row["tenant_id"], version=row["version"], root_id=row["root_id"]))
+        except SealedError as exc:
+            raise IntegrityError(
+                "a wrapped key was changed; use another copy of the file", code="keys_damaged"
+            ) from exc
+    connection = sqlite3.connect(f"{database.as_uri()}?mode=ro&immutable=1", uri=True)
+    try:
+        wanted = set(connection.execute("SELECT DISTINCT tenant_id, kek_version FROM wrapped_deks"))
+    finally:
+        connection.close()
+    if not wanted <= {(row["tenant_id"], row["version"]) for row in wrapped}:
+        raise IntegrityError("these are the keys of another backup: some of this one's are missing", code="keys_other")
+
+
 def _freeze(data: Path, keys: list[dict[str, Any]]) -> tuple[int, int]:
     database = open_database(data)
     try:
         with database.platform() as tx:
             for row in keys:
-                tx.execute(sa.insert(wrapped_keks).values(**{**row, "wrapped": base64.b64decode(row["wrapped"])}))
+                tx.execute(sa.insert(wrapped_keks).values(**row))
             tx.execute(sa.delete(server_processes))
             frozen = tx.execute(
                 sa.update(privacy_budgets).where(privacy_budgets.c.frozen == "").values(frozen=FROZEN_RESTORED)
@@ -341,7 +399,9 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # `parents=True` would make the folders between with the umask's mode.
+    for folder in reversed([one for one in target.parents if not one.exists()]):
+        folder.mkdir(mode=0o700)
     shutil.copyfile(source, target)
     target.chmod(0o600)
     _fsync(target)

@@ -17,6 +17,7 @@ from modelkeep_platform.identity.issuer_keys import IssuerKeys
 from modelkeep_platform.identity.links import Links
 from modelkeep_platform.identity.members import MemberService
 from modelkeep_platform.identity.memberships import Memberships
+from modelkeep_platform.identity.principals import PresentPrincipals
 from modelkeep_platform.identity.registry import TenantRegistry
 from modelkeep_platform.identity.secrets import GuessLimit
 from modelkeep_platform.identity.service_accounts import ServiceAccountService
@@ -31,6 +32,7 @@ from modelkeep_platform.storage.blobs import LocalBlobs
 from modelkeep_platform.storage.disk import ReservedBlobs
 from modelkeep_platform.tenants.service import TenantService
 from modelkeep_platform.training.dispatcher import Dispatcher
+from modelkeep_platform.training.entitlement import Entitlement
 from modelkeep_platform.training.runners.local import LocalRunner
 from modelkeep_platform.training.service import TrainingService
 from modelkeep_platform.uploads.service import UploadService
@@ -200,6 +202,9 @@ class Rooms:
         )
         limits = Limits(memory_bytes=settings.worker_memory_mib * MIB, threads=settings.worker_threads)
         sandbox = ProcessSandbox()
+        principals = PresentPrincipals(
+            database=ground.database, registry=self.registry, memberships=self.memberships, entropy=ground.entropy
+        )
         self.dispatcher = Dispatcher(
             database=ground.database,
             queue=queue,
@@ -209,6 +214,8 @@ class Rooms:
             trained=self.trained,
             uploads=self.uploads,
             sealer=ground.keys,
+            entitlement=Entitlement(principals=principals, authorizer=ground.authorizer),
+            epoch=ground.epoch,
             recorder=ground.log,
             runner=LocalRunner(limits=limits, sandbox=sandbox),
             entropy=ground.entropy,

@@ -71,7 +71,7 @@ class Settings:
     worker_threads: int = 1
     tenant_requests_per_minute: int = 60_000
     principal_requests_per_minute: int = 60_000
-    tenant_concurrent_requests: int = 256
+    tenant_concurrent_requests: int = 64
     tenant_storage_mib: int = DEFAULT_QUOTA.storage_bytes // MIB
     tenant_open_uploads: int = DEFAULT_QUOTA.open_uploads
     tenant_active_jobs: int = DEFAULT_QUOTA.active_jobs

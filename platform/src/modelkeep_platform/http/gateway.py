@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+import anyio.to_thread
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from modelkeep_platform.core.errors import ModelkeepError, UnavailableError
@@ -22,6 +23,7 @@ from modelkeep_platform.http.heads import over_limits
 from modelkeep_platform.http.refusals import CALLER, Notes
 from modelkeep_platform.http.watch import CODE, STATUS, Watch
 
+_THREADS: Final = 160
 _REFUSALS: Final = range(400, 500)
 _TOO_MANY: Final = frozenset({"rate_limited", "too_many_at_once"})
 _WRITES: Final = frozenset({"POST", "PUT", "PATCH"})
@@ -122,6 +124,8 @@ class Gateway:
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()  # lifespan.startup
+        # Calls of /v1 run in threads; one tenant, held to its concurrent requests, cannot take all of them.
+        anyio.to_thread.current_default_thread_limiter().total_tokens = _THREADS
         await send({"type": "lifespan.startup.complete"})
         await receive()  # lifespan.shutdown
         await self._on_shutdown()

@@ -334,7 +334,6 @@ class Plan(Answer):
     epsilon_spent_after: float | None
     accountant: str | None
     rdp_epsilon: float | None
-    prv_epsilon: float | None
 
 
 class Progress(Answer):

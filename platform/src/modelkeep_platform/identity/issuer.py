@@ -147,7 +147,10 @@ class EmbeddedIssuer:
             raise OAuthError("this client may not log people in", code="unauthorized_client")
         slugs = [word.removeprefix("organization:") for word in scope.split() if word.startswith("organization:")]
         if len(slugs) != 1:
-            raise OAuthError("ask for the scope `organization:<slug>` of one tenant", code="invalid_scope")
+            raise OAuthError(
+                "which tenant? Name one: `modelkeep login --organization SLUG`, or the scope `organization:<slug>`",
+                code="invalid_scope",
+            )
         self._guesses.attempt(f"device:{source}", most=_DEVICES_BEGUN)
         tenant = self._registry.by_slug(slugs[0])
         device_code, user_code = new_secret("dev"), "".join(secrets.choice(_USER_CODE) for _ in range(8))

@@ -13,7 +13,7 @@ from typing import Final, Protocol
 from modelkeep_platform.core.errors import ModelkeepError
 from modelkeep_platform.core.events import Event, Outcome
 from modelkeep_platform.core.ids import ObjectId
-from modelkeep_platform.core.ports import Entropy, Recorder, Sealer
+from modelkeep_platform.core.ports import Entropy, EpochSource, Recorder, Sealer
 from modelkeep_platform.core.refs import Kind, ResourceRef
 from modelkeep_platform.datasets.service import DatasetService
 from modelkeep_platform.jobs.queue import JobQueue, JobState, Lease, StaleLeaseError
@@ -23,6 +23,7 @@ from modelkeep_platform.privacy.budgets import ReservationState
 from modelkeep_platform.privacy.ledger import BudgetLedger
 from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.transactions import System, TenantTransaction
+from modelkeep_platform.training.entitlement import Entitlement
 from modelkeep_platform.training.run import LEASE_S, CancelledError, Parts, Run, StoppingError
 from modelkeep_platform.training.service import reservation_of
 from modelkeep_platform.uploads.service import UploadService
@@ -59,6 +60,8 @@ class Dispatcher:
         trained: takes what was trained.
         uploads: keeps checkpoints.
         sealer: opens what the service sealed.
+        entitlement: says whether a job may go on.
+        epoch: moves with everything that could change that.
         recorder: writes how jobs ended.
         runner: starts workers.
         entropy: names this holder.
@@ -77,6 +80,8 @@ class Dispatcher:
         trained: TrainedModels,
         uploads: UploadService,
         sealer: Sealer,
+        entitlement: Entitlement,
+        epoch: EpochSource,
         recorder: Recorder,
         runner: Runner,
         entropy: Entropy,
@@ -93,6 +98,8 @@ class Dispatcher:
             trained=trained,
             uploads=uploads,
             sealer=sealer,
+            entitlement=entitlement,
+            epoch=epoch,
             stopping=self._stopping,
             max_job_s=max_job_s,
         )

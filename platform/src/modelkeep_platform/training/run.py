@@ -17,7 +17,8 @@ import msgspec
 
 from modelkeep_platform.core.errors import IntegrityError, UnprocessableError
 from modelkeep_platform.core.ids import ObjectId, TenantId
-from modelkeep_platform.core.ports import Sealer
+from modelkeep_platform.core.ports import EpochSource, Sealer
+from modelkeep_platform.core.refs import Kind, ResourceRef
 from modelkeep_platform.core.sealing import Purpose, Suite
 from modelkeep_platform.datasets.service import DatasetService
 from modelkeep_platform.datasets.spec import DatasetSpec, to_builtins
@@ -33,6 +34,7 @@ from modelkeep_platform.privacy.plan import MechanismPlan, RanMechanism
 from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.tables.training import training_jobs
 from modelkeep_platform.storage.transactions import System
+from modelkeep_platform.training.entitlement import Entitlement
 from modelkeep_platform.training.service import Payload
 from modelkeep_platform.uploads.service import UploadService
 from modelkeep_platform.workers.channel_sync import SyncChannel
@@ -97,6 +99,8 @@ class Parts:
         trained: takes what was trained.
         uploads: keeps checkpoints.
         sealer: opens what the service sealed.
+        entitlement: says whether a job may go on.
+        epoch: moves with everything that could change that.
         stopping: set when the server stops.
         max_job_s: how long one job may take.
     """
@@ -109,6 +113,8 @@ class Parts:
     trained: TrainedModels
     uploads: UploadService
     sealer: Sealer
+    entitlement: Entitlement
+    epoch: EpochSource
     stopping: threading.Event
     max_job_s: float
 
@@ -139,6 +145,7 @@ class Run:
         self._segments = 0
         self._charged = 0
         self._checkpoint_at = 0
+        self._entitled_in: int | None = None
 
     def work(self) -> int:
         """See the job through; return the version it made.
@@ -157,6 +164,7 @@ class Run:
         self._owner, self._dataset_id = TenantId(row["dataset_owner"]), ObjectId(row["dataset_id"])
         self._reservation: ObjectId | None = row["reservation_id"]
         self._dataset = self._parts.datasets.declaration(self._owner, self._dataset_id)
+        self._refuse_revoked()
         self._total = self._payload.spec.steps
         self._segment = segment_steps(self._total)
         self._step_cost = _StepCost(self._payload.plan, self._dataset)
@@ -217,6 +225,8 @@ class Run:
         if asked != _Segment(self._segments, steps) or steps < 1:
             raise FrameError("the worker asked for other steps than were declared, and was ended")
         self._renew(force=True)
+        # INVARIANT: nothing is charged, and no step runs, for whom the decision of now would refuse.
+        self._refuse_revoked()
         parts, lease = self._parts, self._lease
         with parts.database.platform() as tx:
             own = tx.as_tenant(self._tenant)
@@ -231,6 +241,20 @@ class Run:
         self._segments += 1
         self._charged += steps
         self._send(Frame(kind="go"))
+
+    def _refuse_revoked(self) -> None:
+        """Ask again whether the job may go on, if anything that could change that has changed since."""
+        epoch = self._parts.epoch.current()
+        if epoch == self._entitled_in and not self._shared:
+            return
+        ref = ResourceRef(owner=self._owner, kind=Kind.DATASET, object_id=self._dataset_id)
+        self._parts.entitlement.check(self._lease.job, dataset=ref, name=self._dataset.name)
+        self._entitled_in = epoch
+
+    @property
+    def _shared(self) -> bool:
+        # A grant also ends by the clock, which moves no epoch.
+        return self._owner != self._tenant
 
     def _reserved(self) -> ObjectId:
         if self._reservation is None:
@@ -253,6 +277,7 @@ class Run:
         parts, payload, lease = self._parts, self._payload, self._lease
         if self._charged != self._total:
             raise FrameError("the worker ended before its last step")
+        self._refuse_revoked()
         with parts.database.platform() as tx:
             if payload.plan is not None:
                 # INVARIANT: nothing is released whose steps were not all charged before they ran.

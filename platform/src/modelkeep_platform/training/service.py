@@ -4,6 +4,10 @@ Creating a job reserves its whole cost in the transaction that queues it, or ref
 worker needs (the graph) is sealed under the job's own key.
 """
 
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,6 +16,7 @@ import msgspec
 from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.callers import TenantCaller
 from modelkeep_platform.core.decisions import Decision
+from modelkeep_platform.core.errors import RateLimitedError
 from modelkeep_platform.core.events import Event, Facts, Outcome
 from modelkeep_platform.core.ids import ObjectId, TenantId
 from modelkeep_platform.core.ports import Authorizer, Recorder, Sealer
@@ -36,6 +41,7 @@ from modelkeep_platform.training.values import JobFailure, JobResult, LogLine, P
 from modelkeep_platform.uploads.service import UploadService
 
 KIND: Final = "training"
+MAX_PLANS_AT_ONCE: Final = 2
 _CURSOR_CHARS: Final = 16
 
 
@@ -50,6 +56,7 @@ class Payload(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Prepared:
+    caller: TenantId
     spec: JobSpec
     dataset: Dataset
     decision: Decision
@@ -93,6 +100,8 @@ class TrainingService:
         self._ledger = ledger
         self._datasets = datasets
         self._models = models
+        self._places = threading.Lock()
+        self._under_way: Counter[TenantId] = Counter()
         self._sealer = sealer
 
     def plan(self, caller: TenantCaller, declaration: object) -> Plan:
@@ -124,7 +133,6 @@ class TrainingService:
             epsilon_spent_after=planned.epsilon_spent_after,
             accountant="filter",
             rdp_epsilon=mechanism.rdp_epsilon(),
-            prv_epsilon=mechanism.prv_epsilon(),
         )
 
     def create(self, caller: TenantCaller, declaration: object) -> TrainingJob:
@@ -224,7 +232,9 @@ class TrainingService:
             raise InvalidJobError(f"the dataset `{spec.dataset}` is public and has no budget: leave `privacy` out")
         if spec.privacy is not None:
             check_private_ops(graph.operations())
-        return _Prepared(spec=spec, dataset=dataset, decision=decision, graph=graph, base_model=base_model)
+        return _Prepared(
+            caller=caller.tenant, spec=spec, dataset=dataset, decision=decision, graph=graph, base_model=base_model
+        )
 
     def _model(self, caller: TenantCaller, spec: JobSpec) -> tuple[Graph, tuple[str, str, int] | None]:
         if spec.model.graph is not None:
@@ -233,12 +243,39 @@ class TrainingService:
         found = self._models.resolve_version(caller, spec.model.name or "", version, Action.MODEL_EXPORT)
         return found.graph, (found.ref.owner, found.ref.object_id, found.version)
 
+    @contextmanager
+    def _calibrating(self, tenant: TenantId) -> Iterator[None]:
+        """Hold one of the tenant's places for arithmetic that takes a tenth of a second.
+
+        Raises:
+            RateLimitedError: both are taken.
+        """
+        with self._places:
+            if self._under_way[tenant] >= MAX_PLANS_AT_ONCE:
+                raise RateLimitedError(
+                    f"{MAX_PLANS_AT_ONCE} jobs of this tenant are being planned; wait for one of them",
+                    retry_after_s=1,
+                    code="too_many_plans",
+                )
+            self._under_way[tenant] += 1
+        try:
+            yield
+        finally:
+            with self._places:
+                self._under_way[tenant] -= 1
+                if not self._under_way[tenant]:
+                    del self._under_way[tenant]
+
     def _planned(self, prepared: _Prepared) -> PlannedJob | None:
         privacy, declared = prepared.spec.privacy, prepared.dataset.spec.privacy
         if privacy is None:
             return None
         owner = prepared.dataset.owner
-        with self._database.tenant(owner, by=System(reason="plan a job"), read_only=True) as tx:
+        tenant = prepared.caller
+        with (
+            self._calibrating(tenant),
+            self._database.tenant(owner, by=System(reason="plan a job"), read_only=True) as tx,
+        ):
             return self._ledger.plan(
                 tx,
                 prepared.dataset.id,

@@ -21,7 +21,6 @@ class Plan:
     epsilon_spent_after: float | None = None
     accountant: str | None = None
     rdp_epsilon: float | None = None
-    prv_epsilon: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 def login(context: Context, organization: str | None, client_id: str | None, issuer: str | None) -> None:
     """Log in: open the page that is shown and enter the code.
 
-    Server, organization, client id and issuer are remembered. With --client-id the secret comes from
-    MODELKEEP_CLIENT_SECRET or is asked for; other commands need it in MODELKEEP_CLIENT_SECRET. An application that
+    Server, organization, client id and issuer are remembered. With --client-id, or MODELKEEP_CLIENT_ID and no
+    --organization, an application logs in: the secret comes from MODELKEEP_CLIENT_SECRET or is asked for; other commands need it in MODELKEEP_CLIENT_SECRET. An application that
     never logs in here sets MODELKEEP_CLIENT_ID, too, or MODELKEEP_TOKEN alone.
     """
     if client_id is not None and organization is not None:
         raise click.UsageError("an application belongs to one tenant: give --client-id or --organization")
+    if organization is None:
+        client_id = client_id or os.environ.get("MODELKEEP_CLIENT_ID")
     with context.client(_auth(context, organization, client_id, issuer)) as client:
         who = client.login()
         profile = Profile(server=client.base_url, organization=organization, client_id=client_id, issuer=issuer)

@@ -1,0 +1,5 @@
+"""`python -m modelkeep`: the `modelkeep` command."""
+
+from modelkeep.cli.main import main
+
+main()
