@@ -117,6 +117,13 @@ def test_what_cannot_be_granted_is_refused_and_changes_nothing(
     assert room.state() == before
 
 
+@pytest.mark.parametrize("grantee", ["globex", "nobody"])
+def test_whoever_owns_no_such_object_learns_no_tenants_slug(room: AccessRoom, grantee: str) -> None:
+    with pytest.raises(NotFoundError) as raised:
+        give(room, name="nothing", grantee=grantee)
+    assert grantee not in raised.value.message
+
+
 def test_a_message_names_what_could_be_granted(room: AccessRoom) -> None:
     with pytest.raises(UnprocessableError) as raised:
         give(room, actions=["model:delete"])

@@ -138,3 +138,13 @@ def test_a_named_issuer_is_remembered(person: Terminal) -> None:
     assert person.json("whoami")["name"] == "app"
     (profile,) = person.folder.glob("profile-*.json")
     assert json.loads(profile.read_text())["issuer"] == issuer
+
+
+def test_an_application_of_the_environment_logs_in(terminal: Terminal) -> None:
+    terminal.env |= {"MODELKEEP_CLIENT_ID": "app", "MODELKEEP_CLIENT_SECRET": "s3cret"}
+    assert "logged in as app" in terminal.run("login").stderr
+
+
+def test_an_organization_that_is_named_comes_before_the_environments_application(terminal: Terminal) -> None:
+    terminal.env |= {"MODELKEEP_CLIENT_ID": "app", "MODELKEEP_CLIENT_SECRET": "s3cret"}
+    assert "/issuer/device?user_code=" in terminal.run("login", "--organization", "acme").stderr

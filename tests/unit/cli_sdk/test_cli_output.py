@@ -177,6 +177,7 @@ def test_json_is_printable_ascii_and_says_the_same(value: Any) -> None:
         ("aliases", {"production": 2, "old": None}, "production=2"),
         ("roles", ["analyst", "auditor"], "analyst, auditor"),
         ("inputs", [{"name": "x", "dtype": "float32"}], "x"),
+        ("provenance", {"steps": {"first": 1, "last": None}, "shape": [2, 3]}, "steps=(first=1), shape=[2, 3]"),
         ("name", "a\tb\nc", "a b c"),
         ("description", "x" * 3000, "x" * 1999 + "…"),
     ],

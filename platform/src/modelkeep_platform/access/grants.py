@@ -179,9 +179,7 @@ class GrantService:
         if not gone:  # somebody else was faster
             self._authorizer.require(caller, Action.GRANT_REVOKE, missing(caller.tenant, Kind.GRANT))
 
-    def _check(
-        self, caller: TenantCaller, kind: str, grantee: str, actions: Sequence[str], expires_at: int | None
-    ) -> builtins.list[str]:
+    def _check(self, kind: str, actions: Sequence[str], expires_at: int | None) -> builtins.list[str]:
         if kind not in {str(known) for known in self._resolvers}:
             known = ", ".join(f"`{known}`" for known in self._resolvers)
             raise UnprocessableError(f"grants are given on {known}", code="grant_refused")

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 def login(context: Context, organization: str | None, client_id: str | None, issuer: str | None) -> None:
     """Log in: open the page that is shown and enter the code.
 
-    Server, organization, client id and issuer are remembered. With --client-id, or MODELKEEP_CLIENT_ID and no
-    --organization, an application logs in: the secret comes from MODELKEEP_CLIENT_SECRET or is asked for; other commands need it in MODELKEEP_CLIENT_SECRET. An application that
-    never logs in here sets MODELKEEP_CLIENT_ID, too, or MODELKEEP_TOKEN alone.
+    Server, organization, client id and issuer are remembered. An application logs in with --client-id, or with
+    MODELKEEP_CLIENT_ID and no --organization: its secret comes from MODELKEEP_CLIENT_SECRET or is asked for; other
+    commands need it there. An application that never logs in here sets both, or MODELKEEP_TOKEN alone.
     """
     if client_id is not None and organization is not None:
         raise click.UsageError("an application belongs to one tenant: give --client-id or --organization")

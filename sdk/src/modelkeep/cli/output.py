@@ -94,7 +94,10 @@ def cell(name: str, value: object) -> str:
 
 def _inner(value: object) -> str:
     if isinstance(value, Mapping):
-        return str(value.get("name", dict(value)))
+        known = {key: _inner(item) for key, item in value.items() if item is not None}
+        return known.get("name") or "(" + ", ".join(f"{key}={item}" for key, item in known.items()) + ")"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "[" + ", ".join(_inner(item) for item in value) + "]"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
