@@ -1,6 +1,8 @@
 """The doctor finds what is wrong with an installation, says how to mend it, and changes nothing."""
 
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,3 +92,12 @@ def test_what_is_wrong_is_named(made: Installation, harm: Callable[[Installation
     shown = CliRunner().invoke(main, ["doctor", "--data", str(made.data)])
     assert shown.exit_code == 1
     assert str(made.folder / "root.key") not in shown.output or harm is open_the_key
+
+
+def test_nothing_that_an_installation_makes_is_readable_by_others(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    command = [sys.executable, "-m", "modelkeep_platform", "init", "--data", str(data)]
+    command += ["--root-key", str(tmp_path / "keys" / "root.key"), "--base-url", "https://models.example"]
+    subprocess.run(command, check=True, capture_output=True, umask=0o022)
+    assert (data / "platform.db").exists()
+    assert not [path for path in (data, *data.rglob("*"), tmp_path / "keys") if path.stat().st_mode & 0o077]

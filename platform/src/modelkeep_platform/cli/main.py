@@ -1,6 +1,7 @@
 """The `modelkeep-platform` command: init, serve, tenant, migrate, audit verify."""
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -44,6 +45,7 @@ def _explained(command: Callable[P, R]) -> Callable[P, R]:
 @click.version_option(__version__, prog_name="modelkeep-platform")
 def main() -> None:
     """Install and run a Modelkeep platform."""
+    os.umask(0o077)  # what the libraries make, the database above all, is nobody else's to read
 
 
 @main.command()
