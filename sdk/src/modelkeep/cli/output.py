@@ -88,14 +88,18 @@ def cell(name: str, value: object) -> str:
         shown = {key: _inner(item) for key, item in value.items() if item is not None}
         return safe(", ".join(f"{key}={item}" for key, item in shown.items()) or "-")
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return safe(", ".join(_inner(item) for item in value) or "-")
+        return safe(", ".join(_named(item) for item in value) or "-")
     return safe(str(value))
+
+
+def _named(value: object) -> str:
+    """Return an object's name alone: in a list of such, the rest is for `--json`."""
+    return str(value["name"]) if isinstance(value, Mapping) and value.get("name") else _inner(value)
 
 
 def _inner(value: object) -> str:
     if isinstance(value, Mapping):
-        known = {key: _inner(item) for key, item in value.items() if item is not None}
-        return known.get("name") or "(" + ", ".join(f"{key}={item}" for key, item in known.items()) + ")"
+        return "(" + ", ".join(f"{key}={_inner(item)}" for key, item in value.items() if item is not None) + ")"
     if isinstance(value, Sequence) and not isinstance(value, str):
         return "[" + ", ".join(_inner(item) for item in value) + "]"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
