@@ -243,6 +243,13 @@ def test_a_key_on_another_method_means_nothing(edge: Edge, effects: Effects) -> 
     assert effects.count == 2
 
 
+@pytest.mark.parametrize("other", [KEY, "another-key-1"])
+def test_two_keys_are_refused(edge: Edge, effects: Effects, other: str) -> None:
+    two = [("idempotency-key", KEY), ("idempotency-key", other)]
+    answer = edge.call("POST", "/v1/things", token="a", body=[b"{}"], headers=two)
+    assert (answer.status, answer.code, effects.count) == (400, "invalid_key", 0)
+
+
 def test_a_bad_body_does_not_use_the_key(edge: Edge, effects: Effects) -> None:
     assert post(edge, body=b"{").status == 400
     assert post(edge).status == 201

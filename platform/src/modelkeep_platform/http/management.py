@@ -190,8 +190,10 @@ class Management:
             body=self._parsed(endpoint, raw),
             raw=raw,
         )
-        key = request.headers.get("idempotency-key")
-        if key is None or caller is None or endpoint.method != "POST":
+        keys = request.headers.getlist("idempotency-key")
+        if len(keys) > 1:
+            raise MalformedError("one Idempotency-Key is sent with a request", code="invalid_key")
+        if not keys or caller is None or endpoint.method != "POST":
             result = endpoint.handler(call)
             if isinstance(result, Response):
                 return result
@@ -200,7 +202,7 @@ class Management:
         named = f"{endpoint.method} {request.scope['path']}\n".encode() + raw
         status, body = self._idempotency.once(
             caller,
-            key,
+            keys[0],
             named,
             lambda: (endpoint.status, encode(endpoint.handler(call))),
             replayable=endpoint.replayable,
