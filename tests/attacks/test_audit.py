@@ -25,10 +25,11 @@ from modelkeep_platform.audit.entries import AUDIT_KEY, leaf_data
 from modelkeep_platform.audit.integrator import LEASE_S
 from modelkeep_platform.audit.log import AuditLog
 from modelkeep_platform.audit.merkle import ProofError, leaf_hash, root_of, verify_consistency, verify_inclusion
-from modelkeep_platform.audit.refusals import PER_WINDOW, STRANGERS, SUMMARY
+from modelkeep_platform.audit.refusals import PER_WINDOW, STRANGERS
 from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.errors import IntegrityError, UnavailableError
 from modelkeep_platform.core.ids import PLATFORM
+from modelkeep_platform.core.refusals import SUMMARY
 from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.pages import PageRequest
 from modelkeep_platform.storage.tables.audit import audit_checkpoints, audit_entries, audit_nodes

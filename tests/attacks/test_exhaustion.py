@@ -18,8 +18,8 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from modelkeep_platform.access.refusals import SUMMARY
 from modelkeep_platform.core.limits import MIB
+from modelkeep_platform.core.refusals import SUMMARY
 from modelkeep_platform.storage.tables.audit import audit_entries
 from modelkeep_platform.storage.tables.idempotency import idempotency
 from modelkeep_platform.storage.tables.jobs import jobs

@@ -20,11 +20,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from modelkeep_platform.app import settings as settings_file
 from modelkeep_platform.app.platform import Platform
+from modelkeep_platform.app.server import server_config
 from modelkeep_platform.core.callers import Caller
 from modelkeep_platform.core.events import Event
 from modelkeep_platform.core.ids import RequestId
 from modelkeep_platform.core.ports import Transaction
-from modelkeep_platform.http.connection import bounded
 from modelkeep_platform.limits.service import Allowance, RequestLimits
 from modelkeep_platform.limits.windows import Standing
 from modelkeep_platform.telemetry import logs
@@ -146,16 +146,7 @@ def main(data: Path, ports: dict[str, int]) -> None:
         await (by_port[server[1]] if server else main_app)(scope, receive, send)
 
     listeners = [socket.create_server(("127.0.0.1", port), backlog=512) for port in by_port]
-    config = uvicorn.Config(
-        dispatch,
-        loop="uvloop",
-        http=bounded(platform.edge.connections),
-        ws="none",
-        access_log=False,
-        log_config=None,
-        lifespan="on",
-        server_header=False,
-    )
+    config = server_config(dispatch, platform.edge.connections)
     uvicorn.Server(config).run(sockets=listeners)
     platform.close()
     os._exit(0)

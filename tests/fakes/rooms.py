@@ -31,6 +31,7 @@ from modelkeep_platform.storage.blobs import LocalBlobs
 from modelkeep_platform.storage.database import Database
 from modelkeep_platform.training.dispatcher import Dispatcher, Runner
 from modelkeep_platform.training.entitlement import Entitlement
+from modelkeep_platform.training.run import Parts
 from modelkeep_platform.training.service import TrainingService
 from modelkeep_platform.uploads.service import Upload, UploadService
 from modelkeep_platform.workers.channel_sync import SyncChannel
@@ -152,20 +153,22 @@ class TrainingRoom(DataRoom):
     def dispatcher(self, runner: Runner, *, max_job_s: float = 60.0) -> Dispatcher:
         """Make a dispatcher that is not started: tests call `run_one`."""
         return Dispatcher(
-            database=self.database,
-            queue=self.queue,
-            ledger=self.ledger,
-            datasets=self.datasets,
-            models=self.models,
-            trained=self.trained,
-            uploads=self.uploads,
-            sealer=self.sealer,
-            entitlement=Entitlement(principals=self.principals, authorizer=self.authorizer),
-            epoch=self.epoch,
+            parts=Parts(
+                database=self.database,
+                queue=self.queue,
+                ledger=self.ledger,
+                datasets=self.datasets,
+                models=self.models,
+                trained=self.trained,
+                uploads=self.uploads,
+                sealer=self.sealer,
+                entitlement=Entitlement(principals=self.principals, authorizer=self.authorizer),
+                epoch=self.epoch,
+                max_job_s=max_job_s,
+            ),
             recorder=self.recorder,
             runner=runner,
             entropy=self.entropy,
-            max_job_s=max_job_s,
         )
 
 

@@ -3,11 +3,12 @@
 import pytest
 
 from fakes.core import ACME, GLOBEX, FakeClock, FakeRecorder, operator_caller, tenant_caller
-from modelkeep_platform.audit.refusals import MAX_SOURCES, OTHERS, STRANGERS, SUMMARY, WINDOW_S, RefusalNotes
+from modelkeep_platform.audit.refusals import MAX_SOURCES, OTHERS, STRANGERS, RefusalNotes
 from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.errors import UnavailableError
 from modelkeep_platform.core.events import Event, Outcome
 from modelkeep_platform.core.ids import PLATFORM
+from modelkeep_platform.core.refusals import SUMMARY, WINDOW_S
 
 
 class Stubborn(FakeRecorder):

@@ -72,7 +72,7 @@ def test_file_and_every_folder_up_to_the_root_are_synced_before_put_returns(
     blobs: LocalBlobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[Path] = []
-    monkeypatch.setattr(module, "_fsync", synced.append)
+    monkeypatch.setattr(module, "fsync", synced.append)
     blobs.put("a/b/c", b"x")
     root = tmp_path / "blobs"
     assert synced == [root / "a/b/c", root / "a/b", root / "a", root]
@@ -101,7 +101,7 @@ def test_a_blob_that_cannot_be_read_is_said_to_be_so_and_not_to_be_missing(blobs
 
 def test_create_stores_once_and_syncs_what_another_stored(blobs: LocalBlobs, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[Path] = []
-    monkeypatch.setattr(module, "_fsync", synced.append)
+    monkeypatch.setattr(module, "fsync", synced.append)
     assert blobs.create("a/b", b"first")
     once = list(synced)
     assert not blobs.create("a/b", b"second")

@@ -87,7 +87,7 @@ def test_every_state_and_every_fault_is_in_the_reference() -> None:
     [
         (PROSE, f"at least 1 and at most {run.MAX_SEGMENT_STEPS}"),
         (PROSE, f"{queue.MAX_ACTIVE} jobs of a tenant"),
-        (PROSE, f"{dispatcher.MAX_JOB_S / 3600:.0f} hours for a job"),
+        (PROSE, f"{run.MAX_JOB_S / 3600:.0f} hours for a job"),
         (PROSE, f"a lease of {run.LEASE_S} s"),
         (PROSE, f"at most {queue.MAX_LINES} lines of at most {queue._MAX_LINE} characters"),
         (WORKERS, f"header of at most {DEFAULT_BOUNDS.header_bytes >> 20} MiB"),

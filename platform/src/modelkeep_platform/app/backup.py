@@ -39,6 +39,7 @@ from modelkeep_platform.keys.roots.file import FileRootKey
 from modelkeep_platform.keys.sealed import SealedError
 from modelkeep_platform.privacy.ledger import FROZEN_EXHAUSTED, FROZEN_RESTORED
 from modelkeep_platform.storage import migrate as migrations
+from modelkeep_platform.storage.files import fsync
 from modelkeep_platform.storage.tables.audit import audit_checkpoints
 from modelkeep_platform.storage.tables.jobs import jobs
 from modelkeep_platform.storage.tables.keys import wrapped_keks
@@ -146,7 +147,7 @@ def restore(backed_up: Path, *, keys: Path, root_key: Path, data: Path) -> Resto
     except BaseException:
         shutil.rmtree(half, ignore_errors=True)
         raise
-    _fsync(data.parent)
+    fsync(data.parent)
     return Restored(log_size=manifest["log"]["size"], frozen_budgets=frozen, ended_jobs=ended)
 
 
@@ -163,7 +164,7 @@ def _fill(
     settings_file.write(half, settings)
     _record(half, settings, "platform:restore", {"log_size": manifest["log"]["size"], "frozen_budgets": frozen})
     for path in (half / settings_file.FILE, *(path for path in half.rglob("*") if path.is_dir()), half):
-        _fsync(path)
+        fsync(path)
     return frozen, ended
 
 
@@ -212,7 +213,7 @@ def _snapshot(source: Path, target: Path) -> None:
     finally:
         connection.close()
     target.chmod(0o600)
-    _fsync(target)
+    fsync(target)
 
 
 def _part_keys(copy: Path, keys: Path) -> None:
@@ -236,7 +237,7 @@ def _part_keys(copy: Path, keys: Path) -> None:
         connection.execute("VACUUM")
     finally:
         connection.close()
-    _fsync(copy)
+    fsync(copy)
 
 
 def _check_blobs(data: Path, copy: Path, blobs: Path) -> None:
@@ -404,7 +405,7 @@ def _copy(source: Path, target: Path) -> None:
         folder.mkdir(mode=0o700)
     shutil.copyfile(source, target)
     target.chmod(0o600)
-    _fsync(target)
+    fsync(target)
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -413,14 +414,6 @@ def _write(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _digest(path: Path) -> str:

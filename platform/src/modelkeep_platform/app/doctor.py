@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from modelkeep_platform.app import settings as settings_file
 from modelkeep_platform.app.installation import open_database
@@ -90,13 +90,18 @@ def _permissions(data: Path, _settings: Settings) -> Iterator[Finding]:
         )
 
 
-def _root_key(data: Path, settings: Settings) -> Iterator[Finding]:
-    root = FileRootKey.load(Path(settings.root_key), data=data)
+def _ask(data: Path, question: str) -> list[tuple[Any, ...]]:
+    """Ask the database without writing to it, whatever state it is in."""
     connection = sqlite3.connect(f"file:{data / 'platform.db'}?mode=ro", uri=True)
     try:
-        ids = {row[0] for row in connection.execute("SELECT DISTINCT root_id FROM wrapped_keks")}
+        return connection.execute(question).fetchall()
     finally:
         connection.close()
+
+
+def _root_key(data: Path, settings: Settings) -> Iterator[Finding]:
+    root = FileRootKey.load(Path(settings.root_key), data=data)
+    ids = {row[0] for row in _ask(data, "SELECT DISTINCT root_id FROM wrapped_keks")}
     if ids - {root.id}:
         yield Finding(
             level=Level.BAD,
@@ -108,11 +113,7 @@ def _root_key(data: Path, settings: Settings) -> Iterator[Finding]:
 
 
 def _database(data: Path, _settings: Settings) -> Iterator[Finding]:
-    connection = sqlite3.connect(f"file:{data / 'platform.db'}?mode=ro", uri=True)
-    try:
-        problem = connection.execute("PRAGMA quick_check").fetchone()[0]
-    finally:
-        connection.close()
+    problem = _ask(data, "PRAGMA quick_check")[0][0]
     if problem != "ok":
         yield Finding(level=Level.BAD, what="the database is damaged", advice="restore the newest backup")
         return
@@ -141,11 +142,7 @@ def _disk(data: Path, settings: Settings) -> Iterator[Finding]:
 
 
 def _clock(data: Path, _settings: Settings) -> Iterator[Finding]:
-    connection = sqlite3.connect(f"file:{data / 'platform.db'}?mode=ro", uri=True)
-    try:
-        newest = connection.execute("SELECT max(created_at) FROM audit_entries").fetchone()[0]
-    finally:
-        connection.close()
+    newest = _ask(data, "SELECT max(created_at) FROM audit_entries")[0][0]
     if newest is not None and newest > time.time() + _AHEAD_S:
         yield Finding(
             level=Level.BAD,

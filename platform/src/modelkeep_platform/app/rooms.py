@@ -33,6 +33,7 @@ from modelkeep_platform.storage.disk import ReservedBlobs
 from modelkeep_platform.tenants.service import TenantService
 from modelkeep_platform.training.dispatcher import Dispatcher
 from modelkeep_platform.training.entitlement import Entitlement
+from modelkeep_platform.training.run import Parts
 from modelkeep_platform.training.runners.local import LocalRunner
 from modelkeep_platform.training.service import TrainingService
 from modelkeep_platform.uploads.service import UploadService
@@ -206,16 +207,18 @@ class Rooms:
             database=ground.database, registry=self.registry, memberships=self.memberships, entropy=ground.entropy
         )
         self.dispatcher = Dispatcher(
-            database=ground.database,
-            queue=queue,
-            ledger=self.ledger,
-            datasets=self.datasets,
-            models=models,
-            trained=self.trained,
-            uploads=self.uploads,
-            sealer=ground.keys,
-            entitlement=Entitlement(principals=principals, authorizer=ground.authorizer),
-            epoch=ground.epoch,
+            parts=Parts(
+                database=ground.database,
+                queue=queue,
+                ledger=self.ledger,
+                datasets=self.datasets,
+                models=models,
+                trained=self.trained,
+                uploads=self.uploads,
+                sealer=ground.keys,
+                entitlement=Entitlement(principals=principals, authorizer=ground.authorizer),
+                epoch=ground.epoch,
+            ),
             recorder=ground.log,
             runner=LocalRunner(limits=limits, sandbox=sandbox),
             entropy=ground.entropy,

@@ -10,6 +10,7 @@ import socket
 from pathlib import Path
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from modelkeep_platform.app import settings as settings_file
 from modelkeep_platform.app.metrics_server import MetricsServer
@@ -17,7 +18,7 @@ from modelkeep_platform.app.platform import Platform
 from modelkeep_platform.app.settings import is_loopback
 from modelkeep_platform.app.supervisor import Supervisor
 from modelkeep_platform.core.errors import ConflictError, UnprocessableError
-from modelkeep_platform.http.connection import bounded
+from modelkeep_platform.http.connection import Connections, bounded
 from modelkeep_platform.telemetry import logs
 
 _log = logging.getLogger(__name__)
@@ -81,31 +82,44 @@ def serve(
             metrics = MetricsServer(platform.edge.metrics.registry, host=settings.metrics_host, port=port)
         platform.start()
         _log.info("the server takes requests")
-        uvicorn.Server(
-            uvicorn.Config(
-                platform.edge.asgi,
-                loop="uvloop",
-                http=bounded(platform.edge.connections),
-                ws="none",
-                access_log=False,
-                log_config=None,
-                lifespan="on",
-                server_header=False,
-                date_header=True,
-                proxy_headers=False,
-                timeout_keep_alive=30,
-                timeout_graceful_shutdown=10,
-                h11_max_incomplete_event_size=32 * 1024,
-                ssl_certfile=tls_cert,
-                ssl_keyfile=tls_key,
-            )
-        ).run(sockets=[listener])
+        config = server_config(platform.edge.asgi, platform.edge.connections, tls_cert=tls_cert, tls_key=tls_key)
+        uvicorn.Server(config).run(sockets=[listener])
     finally:
         if metrics is not None:
             metrics.close()
         platform.close()
         _log.info("the server has stopped")
         lines.close()
+
+
+def server_config(
+    app: ASGIApp, connections: Connections, *, tls_cert: Path | None = None, tls_key: Path | None = None
+) -> uvicorn.Config:
+    """Return how uvicorn serves the platform: what is measured is set up like what is shipped.
+
+    Args:
+        app: what answers.
+        connections: bounds how many there are.
+        tls_cert: a PEM certificate chain.
+        tls_key: its PEM private key.
+    """
+    return uvicorn.Config(
+        app,
+        loop="uvloop",
+        http=bounded(connections),
+        ws="none",
+        access_log=False,
+        log_config=None,
+        lifespan="on",
+        server_header=False,
+        date_header=True,
+        proxy_headers=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=10,
+        h11_max_incomplete_event_size=32 * 1024,
+        ssl_certfile=tls_cert,
+        ssl_keyfile=tls_key,
+    )
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -23,24 +23,16 @@ from modelkeep_platform.core.errors import UnavailableError
 from modelkeep_platform.core.events import Event, Outcome
 from modelkeep_platform.core.ids import PLATFORM, TenantId
 from modelkeep_platform.core.ports import Clock, Recorder
+from modelkeep_platform.core.refusals import WINDOW_S, RefusalWindow, RefusalWindows, summary
 
-WINDOW_S: Final = 60
 PER_WINDOW: Final = 120
 MAX_SOURCES: Final = 200
 OTHERS: Final = "other sources"
-SUMMARY: Final = "refusal:summary"
 STRANGERS: Final = "stranger:refused"
 _SWEEP_S: Final = 5.0
 _PREFIX_64: Final = 64
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class _Window:
-    began_at: int
-    recorded: int = 0
-    counted: int = 0
 
 
 @dataclass(slots=True)
@@ -64,9 +56,8 @@ class RefusalNotes:
     ) -> None:
         self._recorder = recorder
         self._clock = clock
-        self._per_window = per_window
         self._max_sources = max_sources
-        self._windows: dict[TenantId, _Window] = {}
+        self._windows = RefusalWindows(clock=clock, per_window=per_window)
         self._minutes: dict[str, _Minute] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -95,7 +86,10 @@ class RefusalNotes:
         Raises:
             UnavailableError: the log takes no entries at present.
         """
-        if not self._admit(caller.tenant):
+        ended, recordable = self._windows.admit(caller.tenant)
+        if ended is not None:
+            self._queue_count(caller.tenant, ended)
+        if not recordable:
             return
         self._recorder.record_soon(
             Event(
@@ -129,36 +123,19 @@ class RefusalNotes:
         """Queue the counts of minutes that are over; with `unfinished`, of all. What the log does not take, stays."""
         before = self._clock.now_s() - WINDOW_S
         with self._lock:
-            tenants = {key: one for key, one in self._windows.items() if unfinished or one.began_at <= before}
             sources = {key: one for key, one in self._minutes.items() if unfinished or one.began_at <= before}
-            for tenant in tenants:
-                del self._windows[tenant]
             for source in sources:
                 del self._minutes[source]
-        for tenant, window in tenants.items():
-            if window.counted and not self._queue(_of_tenant(tenant, window)):
-                with self._lock:
-                    self._windows.setdefault(tenant, _Window(window.began_at)).counted += window.counted
+        for tenant, window in self._windows.take(unfinished=unfinished).items():
+            self._queue_count(tenant, window)
         for source, minute in sources.items():
             if not self._queue(_of_source(source, minute)):
                 with self._lock:
                     self._minutes.setdefault(source, _Minute(minute.began_at)).statuses += minute.statuses
 
-    def _admit(self, tenant: TenantId) -> bool:
-        now = self._clock.now_s()
-        ended: _Window | None = None
-        with self._lock:
-            window = self._windows.get(tenant)
-            if window is None or now >= window.began_at + WINDOW_S:
-                ended, window = window, _Window(now)
-                self._windows[tenant] = window
-            admitted = window.recorded < self._per_window
-            window.recorded += admitted
-            window.counted += not admitted
-        if ended is not None and ended.counted and not self._queue(_of_tenant(tenant, ended)):
-            with self._lock:
-                window.counted += ended.counted
-        return admitted
+    def _queue_count(self, tenant: TenantId, window: RefusalWindow) -> None:
+        if not self._queue(summary(tenant, window)):
+            self._windows.put_back(tenant, window)
 
     def _queue(self, event: Event) -> bool:
         try:
@@ -171,15 +148,6 @@ class RefusalNotes:
     def _run(self) -> None:
         while not self._stop.wait(_SWEEP_S):
             self.sweep()
-
-
-def _of_tenant(tenant: TenantId, window: _Window) -> Event:
-    return Event(
-        tenant=tenant,
-        action=SUMMARY,
-        outcome=Outcome.DENIED,
-        facts={"unrecorded": window.counted, "since": window.began_at, "window_s": WINDOW_S},
-    )
 
 
 def _of_source(source: str, minute: _Minute) -> Event:

@@ -342,8 +342,7 @@ class EmbeddedIssuer:
         return self._keyring.sign(claims)
 
     def _membership(self, tenant: TenantId, subject: str) -> Membership:
-        known = self._registry.by_id(tenant)
-        if tenant != PLATFORM and (known is None or known.state != ACTIVE):
+        if tenant != PLATFORM and not self._registry.is_active(tenant):
             raise OAuthError("the tenant is suspended; ask the platform's operator", code="invalid_grant")
         with self._database.tenant(tenant, by=_SYSTEM, read_only=True) as tx:
             membership = self._memberships.find(tx, subject)

@@ -29,8 +29,7 @@ class PresentPrincipals:
 
     def is_active(self, tenant: TenantId) -> bool:
         """Return whether the tenant is active."""
-        found = self._registry.by_id(tenant)
-        return found is not None and found.state == ACTIVE
+        return self._registry.is_active(tenant)
 
     def present(self, tenant: TenantId, principal: PrincipalId) -> TenantCaller | None:
         """Return a member or account with its roles of now; None when it, or its tenant, may not act any more."""

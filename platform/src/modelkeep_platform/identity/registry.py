@@ -40,6 +40,11 @@ class TenantRegistry:
         with self._database.platform(read_only=True) as tx:
             return _tenant(tx.first(sa.select(tenants).where(tenants.c.id == tenant)))
 
+    def is_active(self, tenant: TenantId) -> bool:
+        """Return whether there is such a tenant and it is not suspended."""
+        found = self.by_id(tenant)
+        return found is not None and found.state == ACTIVE
+
     def by_slug(self, slug: str) -> Tenant | None:
         """Return the tenant, or None."""
         with self._database.platform(read_only=True) as tx:

@@ -5,7 +5,6 @@ here, and whole weights are never held: they pass part by part.
 """
 
 import json
-from collections.abc import Iterator
 
 from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.callers import TenantCaller
@@ -18,7 +17,7 @@ from modelkeep_platform.core.refs import Kind, collection, missing
 from modelkeep_platform.core.sealing import Purpose
 from modelkeep_platform.models import safetensors_check
 from modelkeep_platform.models.events import model_event
-from modelkeep_platform.models.graph.format import Graph, parse
+from modelkeep_platform.models.graph.format import parse
 from modelkeep_platform.models.rows import PENDING, allocate, drop_pending, make_ready, require_model
 from modelkeep_platform.models.values import ModelVersion, NewVersion
 from modelkeep_platform.models.versions import Versions
@@ -147,7 +146,7 @@ class AdmissionService:
             self._uploads.check_complete(caller, upload_id)
             graph = self._versions.open_graph(caller.tenant, upload.object_id, upload.version)
             chunks = self._uploads.read(upload.owner, upload.object_id, upload.version, Purpose.WEIGHTS)
-            _admit(chunks, upload.size_bytes, graph)
+            safetensors_check.check_stream(next(chunks, b""), chunks, upload.size_bytes, graph.parameters())
         except UnprocessableError as exc:
             self._refuse(caller, decision, upload, exc.error_code)
             raise
@@ -189,12 +188,3 @@ class AdmissionService:
             event = model_event(caller, decision.action, model_id, Outcome.FAILED, version=version, code=code)
             self._recorder.record(tx, event)
         self._uploads.abort(caller, upload.id)
-
-
-def _admit(chunks: Iterator[bytes], total_bytes: int, graph: Graph) -> None:
-    """Check the header of a safetensors stream against the graph, reading no more than the header."""
-    head = next(chunks, b"")
-    needed = safetensors_check.header_bytes(head, total_bytes)
-    while len(head) < needed and (more := next(chunks, None)) is not None:
-        head += more
-    safetensors_check.check(head[8:needed], total_bytes - needed, graph.parameters())

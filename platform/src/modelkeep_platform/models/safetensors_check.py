@@ -4,7 +4,7 @@ Every tensor the graph wants is there with its dtype and shape, no other is, and
 or overlap (`core.safetensors`). Pickles and archives are refused by their first bytes, whatever they are called.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from modelkeep_platform.core import safetensors
@@ -117,4 +117,28 @@ def check(header: bytes, data_bytes: int, expected: Mapping[str, tuple[str, tupl
             raise WeightsError(f"the graph has no parameter `{name[:80]}`; leave it out of the weights")
 
 
-__all__ = ["PREFIX_BYTES", "WeightsError", "check", "header_bytes", "read_header", "refuse_foreign"]
+def check_stream(
+    head: bytes, rest: Iterator[bytes], total_bytes: int, expected: Mapping[str, tuple[str, tuple[int, ...]]]
+) -> bytes:
+    """Check a file that comes in chunks, reading no further than the chunk in which its header ends.
+
+    Args:
+        head: the first chunk.
+        rest: the chunks after it.
+        total_bytes: the length of the whole file.
+        expected: the graph's parameters, name to dtype and shape.
+
+    Returns:
+        All that was read of it.
+
+    Raises:
+        UnprocessableError: as for `header_bytes` and `check`.
+    """
+    end = header_bytes(head, total_bytes)
+    while len(head) < end and (more := next(rest, None)) is not None:
+        head += more
+    check(head[PREFIX_BYTES:end], total_bytes - end, expected)
+    return head
+
+
+__all__ = ["PREFIX_BYTES", "WeightsError", "check", "check_stream", "header_bytes", "read_header", "refuse_foreign"]

@@ -5,7 +5,6 @@ folder are fsynced here. Keys are made by the platform alone, never from a tenan
 """
 
 import contextlib
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from obstore.exceptions import NotFoundError as ObstoreNotFoundError
 from obstore.store import LocalStore
 
 from modelkeep_platform.core.errors import IntegrityError, UnavailableError
+from modelkeep_platform.storage.files import fsync
 
 _KEY: Final = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9._-]*/)*[A-Za-z0-9_-][A-Za-z0-9._-]*\Z")
 
@@ -117,9 +117,9 @@ class LocalBlobs:
 
     def _sync(self, key: str) -> None:
         path = self._folder / key
-        _fsync(path)
+        fsync(path)
         for folder in path.parents:
-            _fsync(folder)
+            fsync(folder)
             if folder == self._folder:
                 break
 
@@ -137,11 +137,3 @@ def _checked(key: str) -> str:
         message = "not a blob key"
         raise ValueError(message)
     return key
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -13,25 +13,17 @@ from typing import Final, Protocol
 from modelkeep_platform.core.errors import ModelkeepError
 from modelkeep_platform.core.events import Event, Outcome
 from modelkeep_platform.core.ids import ObjectId
-from modelkeep_platform.core.ports import Entropy, EpochSource, Recorder, Sealer
+from modelkeep_platform.core.ports import Entropy, Recorder
 from modelkeep_platform.core.refs import Kind, ResourceRef
-from modelkeep_platform.datasets.service import DatasetService
-from modelkeep_platform.jobs.queue import JobQueue, JobState, Lease, StaleLeaseError
-from modelkeep_platform.models.service import ModelService
-from modelkeep_platform.models.trained import TrainedModels
+from modelkeep_platform.jobs.queue import JobState, Lease, StaleLeaseError
 from modelkeep_platform.privacy.budgets import ReservationState
-from modelkeep_platform.privacy.ledger import BudgetLedger
-from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.transactions import System, TenantTransaction
-from modelkeep_platform.training.entitlement import Entitlement
 from modelkeep_platform.training.run import LEASE_S, CancelledError, Parts, Run, StoppingError
 from modelkeep_platform.training.service import reservation_of
-from modelkeep_platform.uploads.service import UploadService
 from modelkeep_platform.workers.errors import WorkerError, WorkerTimeoutError
 from modelkeep_platform.workers.process import WorkerProcess
 
 SLOTS: Final = 2
-MAX_JOB_S: Final = 6 * 3600.0
 CLOSE_S: Final = 10.0
 LEFTOVERS_S: Final = 24 * 3600
 _IDLE_S: Final = 0.2
@@ -52,57 +44,24 @@ class Dispatcher:
     """Runs jobs.
 
     Args:
-        database: where jobs are.
-        queue: keeps them.
-        ledger: charges them.
-        datasets: gives rows.
-        models: gives weights to go on from.
-        trained: takes what was trained.
-        uploads: keeps checkpoints.
-        sealer: opens what the service sealed.
-        entitlement: says whether a job may go on.
-        epoch: moves with everything that could change that.
+        parts: what every run stands on.
         recorder: writes how jobs ended.
         runner: starts workers.
         entropy: names this holder.
         slots: how many jobs run at once.
-        max_job_s: how long one may take.
     """
 
     def __init__(
         self,
         *,
-        database: Database,
-        queue: JobQueue,
-        ledger: BudgetLedger,
-        datasets: DatasetService,
-        models: ModelService,
-        trained: TrainedModels,
-        uploads: UploadService,
-        sealer: Sealer,
-        entitlement: Entitlement,
-        epoch: EpochSource,
+        parts: Parts,
         recorder: Recorder,
         runner: Runner,
         entropy: Entropy,
         slots: int = SLOTS,
-        max_job_s: float = MAX_JOB_S,
     ) -> None:
-        self._stopping = threading.Event()
-        self._parts = Parts(
-            database=database,
-            queue=queue,
-            ledger=ledger,
-            datasets=datasets,
-            models=models,
-            trained=trained,
-            uploads=uploads,
-            sealer=sealer,
-            entitlement=entitlement,
-            epoch=epoch,
-            stopping=self._stopping,
-            max_job_s=max_job_s,
-        )
+        self._parts = parts
+        self._stopping = parts.stopping
         self._recorder = recorder
         self._runner = runner
         self._workers: set[WorkerProcess] = set()

@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Final
 
@@ -44,6 +44,7 @@ from modelkeep_platform.workers.frames import Frame
 from modelkeep_platform.workers.process import WorkerProcess
 
 LEASE_S: Final = 30
+MAX_JOB_S: Final = 6 * 3600.0
 MAX_SEGMENT_STEPS: Final = 50
 _SEGMENTS: Final = 40
 _RENEW_S: Final = 1.0
@@ -101,8 +102,8 @@ class Parts:
         sealer: opens what the service sealed.
         entitlement: says whether a job may go on.
         epoch: moves with everything that could change that.
-        stopping: set when the server stops.
         max_job_s: how long one job may take.
+        stopping: set when the server stops.
     """
 
     database: Database
@@ -115,8 +116,8 @@ class Parts:
     sealer: Sealer
     entitlement: Entitlement
     epoch: EpochSource
-    stopping: threading.Event
-    max_job_s: float
+    max_job_s: float = MAX_JOB_S
+    stopping: threading.Event = field(default_factory=threading.Event)
 
 
 def segment_steps(steps: int) -> int:
@@ -394,12 +395,10 @@ def admitted(chunks: Iterable[bytes], graph: Graph) -> Iterator[bytes]:
     """
     source = iter(chunks)
     head = next(source, b"")
-    data_bytes = graph.parameter_bytes()
-    total = 8 + int.from_bytes(head[:8], "little") + data_bytes
-    needed = safetensors_check.header_bytes(head, total)
-    while len(head) < needed and (more := next(source, None)) is not None:
-        head += more
-    safetensors_check.check(head[8:needed], data_bytes, graph.parameters())
+    # Its length is what its header and the graph say, whatever is sent.
+    prefix = safetensors_check.PREFIX_BYTES
+    total = prefix + int.from_bytes(head[:prefix], "little") + graph.parameter_bytes()
+    head = safetensors_check.check_stream(head, source, total, graph.parameters())
     count = 0
     for chunk in chain([head], source):
         count += len(chunk)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a job would cost and whether it fits; the last two figures are information, not what is enforced."""
+    """What a job would cost and whether it fits; `rdp_epsilon` is information, not what is enforced."""
 
     private: bool
     steps: int

@@ -15,6 +15,7 @@ from modelkeep_platform.core.errors import ConflictError, PlatformError
 from modelkeep_platform.core.sealing import Suite
 from modelkeep_platform.core.secrets import SecretBytes
 from modelkeep_platform.keys.sealed import KEY_BYTES, open_sealed, seal
+from modelkeep_platform.storage.files import fsync
 
 _HEADER: Final = "modelkeep-root-key-v1 "
 _MODE: Final = 0o600
@@ -67,11 +68,7 @@ class FileRootKey:
         except BaseException:
             path.unlink()  # half a key, ours alone: left there, it would stop the next `init`
             raise
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        fsync(path.parent)
         return cls(key)
 
     @classmethod
