@@ -32,6 +32,7 @@ from fakes.rooms import (
     finish,
     hear_brief,
     honest,
+    say_done,
     send_blob,
     training_spec,
     zeros,
@@ -44,7 +45,6 @@ from modelkeep_platform.serving.service import ServingService
 from modelkeep_platform.storage.blobs import LocalBlobs
 from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.pages import PageRequest
-from modelkeep_platform.training.values import TrainingJob
 from modelkeep_platform.workers.channel_sync import SyncChannel
 from modelkeep_platform.workers.errors import FrameError, WorkerDiedError
 from modelkeep_platform.workers.frames import Frame
@@ -297,14 +297,6 @@ def room(
     return room
 
 
-def run(room: TrainingRoom, script: Callable[[SyncChannel], None], **changes: object) -> TrainingJob:
-    job = room.training.create(ME, training_spec(**changes))
-    runner = ScriptedRunner(script)
-    room.dispatcher(runner).run_one()
-    assert all(worker.killed for worker in runner.started)
-    return room.training.get(ME, job.id)
-
-
 def charged(room: TrainingRoom) -> tuple[int, float]:
     budget = room.datasets.budget(ME, "cells")
     return sum(charge.steps for charge in budget.charges), budget.epsilon_reserved
@@ -341,7 +333,7 @@ def segments(*asked: tuple[int, int]) -> Callable[[SyncChannel], None]:
 def test_a_worker_that_runs_other_steps_than_it_declared(
     room: TrainingRoom, asked: list[tuple[int, int]], steps: int
 ) -> None:
-    job = run(room, segments(*asked))
+    job = room.run(segments(*asked))
     assert job.error is not None
     assert (job.state, job.error.code) == ("failed", "worker_protocol")
     assert charged(room) == (steps, 0.0)
@@ -364,7 +356,7 @@ def test_weights_that_are_not_the_graphs_make_no_version(room: TrainingRoom, wei
         finish(channel, fields, weights)
 
     assert weights != zeros()
-    job = run(room, script)
+    job = room.run(script)
     assert job.error is not None
     assert (job.state, job.error.code) == ("failed", "invalid_weights")
     assert (charged(room), models(room)) == ((8, 0.0), [])
@@ -378,15 +370,13 @@ def test_endless_weights_do_not_fill_the_disk(room: TrainingRoom) -> None:
         fields, _ = hear_brief(channel)
         for number in range(8):
             ask(channel, number, 1)
-        plan = fields["plan"]
-        ran = {key: plan[key] for key in ("steps", "noise_multiplier", "sample_rate", "clip_norm")}
-        channel.send(Frame(kind="done", fields=ran))
+        say_done(channel, fields)
         channel.send(Frame(kind="blob", fields={"step": 0, "last": False}, buffers=[zeros()]))
         while True:
             channel.send(Frame(kind="blob", fields={"step": 0, "last": False}, buffers=[bytes(1 << 20)]))
             sent += 1
 
-    job = run(room, script)
+    job = room.run(script)
     assert job.error is not None
     assert job.error.code == "invalid_weights"
     assert sent < 16
@@ -398,7 +388,7 @@ def test_a_fault_with_a_code_of_its_own_is_told_as_a_failure(room: TrainingRoom,
         hear_brief(channel)
         channel.send(Frame(kind="fault", fields={"code": code, "type": code, "at": code}))
 
-    job = run(room, script)
+    job = room.run(script)
     assert job.error is not None
     assert job.error.code == "job_failed"
     shown = repr([job, room.training.logs(ME, job.id, PageRequest()), [dict(e.facts) for e in room.recorder.events]])
@@ -434,9 +424,7 @@ def test_a_zombie_that_loses_its_lease_while_it_sends_weights_makes_no_version(r
         fields, _ = hear_brief(channel)
         for number in range(8):
             ask(channel, number, 1)
-        plan = fields["plan"]
-        ran = {key: plan[key] for key in ("steps", "noise_multiplier", "sample_rate", "clip_norm")}
-        channel.send(Frame(kind="done", fields=ran))
+        say_done(channel, fields)
         channel.send(Frame(kind="blob", fields={"step": 0, "last": False}, buffers=[zeros()]))
         for _ in range(500):
             if room.datasets.budget(ME, "cells").epsilon_reserved == 0.0:
@@ -446,7 +434,7 @@ def test_a_zombie_that_loses_its_lease_while_it_sends_weights_makes_no_version(r
         assert other.end_lapsed() == 1
         channel.send(Frame(kind="blob", fields={"step": 0, "last": True}))
 
-    job = run(room, script)
+    job = room.run(script)
     assert (job.state, job.result) == ("failed", None)
     assert (charged(room), models(room)) == ((8, 0.0), [])
 
@@ -457,6 +445,6 @@ def test_checkpoints_that_were_not_asked_for_are_refused(room: TrainingRoom) -> 
         ask(channel, 0, 1)
         send_blob(channel, zeros(), step=2)
 
-    job = run(room, script, checkpoint_every=2)
+    job = room.run(script, checkpoint_every=2)
     assert job.error is not None
     assert job.error.code == FrameError.code

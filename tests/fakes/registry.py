@@ -9,33 +9,26 @@ import sqlalchemy as sa
 
 from fakes.core import (
     ACME,
-    FakeAuthorizer,
     FakeClock,
     FakeEntropy,
-    FakeEpoch,
     FakeRecorder,
-    FakeSealer,
     tenant_caller,
 )
 from fakes.faulty_blobs import MemoryBlobs
 from fakes.graphs import document, encoded, node, weights_of
-from fakes.rooms import Slugs
+from fakes.rooms import Ground
 from modelkeep_platform.core.callers import TenantCaller
 from modelkeep_platform.core.ids import ObjectId, TenantId
 from modelkeep_platform.core.limits import MAX_PART_BYTES
 from modelkeep_platform.models.admission import AdmissionService
 from modelkeep_platform.models.graph import Graph, parse
-from modelkeep_platform.models.service import ModelService
-from modelkeep_platform.models.trained import TrainedModels
 from modelkeep_platform.models.values import ModelVersion, NewVersion
-from modelkeep_platform.models.versions import Versions
 from modelkeep_platform.storage.blobs import BlobStore
 from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.schema import metadata
 from modelkeep_platform.storage.tables.epoch import epoch
 from modelkeep_platform.storage.tables.models import model_aliases, model_versions, models
 from modelkeep_platform.storage.transactions import System, TenantTransaction
-from modelkeep_platform.uploads.service import UploadService
 
 LAYER: Any = document([node("linear", {"in_features": 2, "out_features": 3}, "x0", name="layer")], [(-1, 2)], (-1, 3))
 GRAPH = parse(encoded(LAYER))
@@ -53,47 +46,20 @@ def memory_room() -> Iterator["ModelRoom"]:
     database.close()
 
 
-class ModelRoom:
+class ModelRoom(Ground):
     """The registry and what it stands on."""
 
     def __init__(
         self, database: Database, blobs: BlobStore, clock: FakeClock, entropy: FakeEntropy, recorder: FakeRecorder
     ) -> None:
-        self.database, self.blobs, self.clock, self.recorder = database, blobs, clock, recorder
-        self.sealer, self.authorizer, self.epoch = FakeSealer(), FakeAuthorizer(), FakeEpoch()
-        self.uploads = UploadService(
-            database=database,
-            blobs=blobs,
-            sealer=self.sealer,
-            clock=clock,
-            entropy=entropy,
-            authorizer=self.authorizer,
-        )
-        versions = Versions(database=database, sealer=self.sealer)
-        self.models = ModelService(
-            database=database,
-            authorizer=self.authorizer,
-            recorder=recorder,
-            uploads=self.uploads,
-            versions=versions,
-            tenants=Slugs(),
-            epoch=self.epoch,
-        )
+        super().__init__(database, blobs, clock, entropy, recorder)
+        self.models, self.trained = self.make_models(), self.make_trained()
         self.admission = AdmissionService(
             database=database,
             authorizer=self.authorizer,
             recorder=recorder,
             uploads=self.uploads,
-            versions=versions,
-            clock=clock,
-            entropy=entropy,
-            epoch=self.epoch,
-        )
-        self.trained = TrainedModels(
-            database=database,
-            recorder=recorder,
-            uploads=self.uploads,
-            versions=versions,
+            versions=self.versions,
             clock=clock,
             entropy=entropy,
             epoch=self.epoch,

@@ -27,12 +27,13 @@ from modelkeep_platform.models.service import ModelService
 from modelkeep_platform.models.trained import TrainedModels
 from modelkeep_platform.models.versions import Versions
 from modelkeep_platform.privacy.ledger import BudgetLedger
-from modelkeep_platform.storage.blobs import LocalBlobs
+from modelkeep_platform.storage.blobs import BlobStore
 from modelkeep_platform.storage.database import Database
 from modelkeep_platform.training.dispatcher import Dispatcher, Runner
 from modelkeep_platform.training.entitlement import Entitlement
 from modelkeep_platform.training.run import Parts
 from modelkeep_platform.training.service import TrainingService
+from modelkeep_platform.training.values import TrainingJob
 from modelkeep_platform.uploads.service import Upload, UploadService
 from modelkeep_platform.workers.channel_sync import SyncChannel
 from modelkeep_platform.workers.child import READY
@@ -53,15 +54,14 @@ class Slugs:
         return next(slug for slug, known in SLUGS.items() if known == tenant)
 
 
-class DataRoom:
-    """The datasets room and what it stands on."""
+class Ground:
+    """What every room stands on: real storage and uploads, the ports of `core` faked."""
 
     def __init__(
-        self, database: Database, blobs: LocalBlobs, clock: FakeClock, entropy: FakeEntropy, recorder: FakeRecorder
+        self, database: Database, blobs: BlobStore, clock: FakeClock, entropy: FakeEntropy, recorder: FakeRecorder
     ) -> None:
-        self.database, self.clock, self.recorder = database, clock, recorder
+        self.database, self.blobs, self.clock, self.entropy, self.recorder = database, blobs, clock, entropy, recorder
         self.sealer, self.authorizer, self.epoch = FakeSealer(), FakeAuthorizer(), FakeEpoch()
-        self.ledger = BudgetLedger(clock=clock, entropy=entropy)
         self.uploads = UploadService(
             database=database,
             blobs=blobs,
@@ -70,6 +70,41 @@ class DataRoom:
             entropy=entropy,
             authorizer=self.authorizer,
         )
+        self.versions = Versions(database=database, sealer=self.sealer)
+
+    def make_models(self) -> ModelService:
+        """Return a registry of models."""
+        return ModelService(
+            database=self.database,
+            authorizer=self.authorizer,
+            recorder=self.recorder,
+            uploads=self.uploads,
+            versions=self.versions,
+            tenants=Slugs(),
+            epoch=self.epoch,
+        )
+
+    def make_trained(self) -> TrainedModels:
+        """Return what takes trained versions."""
+        return TrainedModels(
+            database=self.database,
+            recorder=self.recorder,
+            uploads=self.uploads,
+            versions=self.versions,
+            clock=self.clock,
+            entropy=self.entropy,
+            epoch=self.epoch,
+        )
+
+
+class DataRoom(Ground):
+    """The datasets room and what it stands on."""
+
+    def __init__(
+        self, database: Database, blobs: BlobStore, clock: FakeClock, entropy: FakeEntropy, recorder: FakeRecorder
+    ) -> None:
+        super().__init__(database, blobs, clock, entropy, recorder)
+        self.ledger = BudgetLedger(clock=clock, entropy=entropy)
         self.datasets = DatasetService(
             database=database,
             authorizer=self.authorizer,
@@ -113,30 +148,11 @@ class TrainingRoom(DataRoom):
     """Datasets, models, the queue and the training service over one database."""
 
     def __init__(
-        self, database: Database, blobs: LocalBlobs, clock: FakeClock, entropy: FakeEntropy, recorder: FakeRecorder
+        self, database: Database, blobs: BlobStore, clock: FakeClock, entropy: FakeEntropy, recorder: FakeRecorder
     ) -> None:
         super().__init__(database, blobs, clock, entropy, recorder)
-        self.entropy = entropy
         self.queue = JobQueue(clock=clock, entropy=entropy)
-        versions = Versions(database=database, sealer=self.sealer)
-        self.models = ModelService(
-            database=database,
-            authorizer=self.authorizer,
-            recorder=recorder,
-            uploads=self.uploads,
-            versions=versions,
-            tenants=Slugs(),
-            epoch=self.epoch,
-        )
-        self.trained = TrainedModels(
-            database=database,
-            recorder=recorder,
-            uploads=self.uploads,
-            versions=versions,
-            clock=clock,
-            entropy=entropy,
-            epoch=self.epoch,
-        )
+        self.models, self.trained = self.make_models(), self.make_trained()
         self.principals = FakePrincipals()
         self.training = TrainingService(
             uploads=self.uploads,
@@ -170,6 +186,15 @@ class TrainingRoom(DataRoom):
             runner=runner,
             entropy=self.entropy,
         )
+
+    def run(self, script: Callable[[SyncChannel], None], **changes: object) -> TrainingJob:
+        """Create a job, run it with a scripted worker, see that the worker is gone, and return how it ended."""
+        me = tenant_caller()
+        job = self.training.create(me, training_spec(**changes))
+        runner = ScriptedRunner(script)
+        assert self.dispatcher(runner).run_one()
+        assert all(worker.killed for worker in runner.started)
+        return self.training.get(me, job.id)
 
 
 def training_spec(**changes: object) -> dict[str, Any]:
@@ -299,12 +324,17 @@ def honest(channel: SyncChannel) -> None:
 
 def finish(channel: SyncChannel, fields: Mapping[str, Any], weights: bytes | None = None, **ran: object) -> None:
     """Say what ran and send weights; `ran` replaces what an honest worker would say."""
+    say_done(channel, fields, **ran)
+    send_blob(channel, zeros() if weights is None else weights)
+
+
+def say_done(channel: SyncChannel, fields: Mapping[str, Any], **ran: object) -> None:
+    """Say what ran; weights must follow."""
     plan = fields["plan"]
     done = {}
     if plan is not None:
         done = {key: plan[key] for key in ("steps", "noise_multiplier", "sample_rate", "clip_norm")} | ran
     channel.send(Frame(kind="done", fields=done))
-    send_blob(channel, zeros() if weights is None else weights)
 
 
 def send_blob(channel: SyncChannel, data: bytes, *, step: int = 0) -> None:

@@ -230,3 +230,17 @@ async def together(worker: TenantWorker, requests: Sequence[dict[str, Tensor]], 
     timeout_s = options.pop("timeout_s", 5.0)
     asked = (worker.infer(version, inputs, timeout_s=timeout_s) for inputs in requests)
     return await asyncio.gather(*asked, return_exceptions=True)
+
+
+def run_with_worker(main: Callable[[TenantWorker], Awaitable[None]], **options: Any) -> None:
+    """Run `main` with a worker, within ten seconds, and end the worker."""
+
+    async def guarded() -> None:
+        async with asyncio.timeout(10):
+            worker = new_worker(**options)
+            try:
+                await main(worker)
+            finally:
+                await ended(worker)
+
+    asyncio.run(guarded())

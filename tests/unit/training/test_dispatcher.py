@@ -27,20 +27,10 @@ from modelkeep_platform.core.sealing import Purpose
 from modelkeep_platform.storage.pages import PageRequest
 from modelkeep_platform.storage.tables.jobs import jobs
 from modelkeep_platform.training.run import FAULTS, segment_steps
-from modelkeep_platform.training.values import TrainingJob
 from modelkeep_platform.workers.channel_sync import SyncChannel
 from modelkeep_platform.workers.frames import Frame
 
 ME = tenant_caller()
-
-
-def run(room: TrainingRoom, script: Callable[[SyncChannel], None], **changes: object) -> TrainingJob:
-    """Create a job, run it with a scripted worker, and return how it ended."""
-    job = room.training.create(ME, training_spec(**changes))
-    runner = ScriptedRunner(script)
-    assert room.dispatcher(runner).run_one()
-    assert all(worker.killed for worker in runner.started)
-    return room.training.get(ME, job.id)
 
 
 def charged_steps(room: TrainingRoom) -> int:
@@ -56,7 +46,7 @@ def models_made(room: TrainingRoom) -> list[str]:
 
 
 def test_a_job_is_charged_runs_and_makes_a_version(room: TrainingRoom) -> None:
-    job = run(room, honest)
+    job = room.run(honest)
     assert (job.state, job.error, job.progress.step) == ("succeeded", None, 8)
     assert job.result is not None
     assert (job.result.model, job.result.version) == ("cells-model", 1)
@@ -73,7 +63,7 @@ def test_a_job_is_charged_runs_and_makes_a_version(room: TrainingRoom) -> None:
 
 
 def test_the_served_model_takes_raw_units(room: TrainingRoom) -> None:
-    run(room, honest)
+    room.run(honest)
     graph = json.loads(room.models.export_graph(ME, "cells-model", "1"))
     first = graph["nodes"][0]
     assert (first["op"], first["attrs"]) == ("affine", {"scale": [0.2, 0.02], "shift": [-1.0, -1.0]})
@@ -85,7 +75,7 @@ def test_the_worker_gets_the_rows_and_no_name(room: TrainingRoom) -> None:
     def look(channel: SyncChannel) -> None:
         seen.append(hear_brief(channel))
 
-    run(room, look)
+    room.run(look)
     fields, rows = seen[0]
     assert rows == cells()
     assert ME.tenant not in json.dumps(fields)
@@ -93,7 +83,7 @@ def test_the_worker_gets_the_rows_and_no_name(room: TrainingRoom) -> None:
 
 
 def test_a_job_on_public_data_charges_nothing(room: TrainingRoom) -> None:
-    job = run(room, honest, dataset="open", privacy=None)
+    job = room.run(honest, dataset="open", privacy=None)
     assert (job.state, job.progress.epsilon_charged) == ("succeeded", None)
     assert room.models.get_version(ME, "cells-model", "1").provenance["privacy"] is None
     assert charged_steps(room) == 0
@@ -110,7 +100,7 @@ def test_every_segment_is_charged_before_the_worker_may_run_it(room: TrainingRoo
             assert charged_steps(room) == number + 1
         finish(channel, fields)
 
-    assert run(room, watch).state == "succeeded"
+    assert room.run(watch).state == "succeeded"
     assert seen == list(range(8))
 
 
@@ -183,7 +173,7 @@ def sends_a_checkpoint_unasked(channel: SyncChannel) -> None:
 def test_a_worker_that_does_not_keep_to_its_job(
     room: TrainingRoom, script: Callable[[SyncChannel], None], code: str, charged: int
 ) -> None:
-    job = run(room, script)
+    job = room.run(script)
     assert job.state == "failed"
     assert job.error is not None
     assert job.error.code == code
@@ -206,7 +196,7 @@ def test_a_run_that_differs_from_its_charge_is_held(room: TrainingRoom, ran: dic
             ask(channel, number, 1)
         finish(channel, fields, **ran)
 
-    job = run(room, script)
+    job = room.run(script)
     assert job.error is not None
     assert job.error.code == "ran_more_than_charged"
     assert (charged_steps(room), reserved(room), models_made(room)) == (8, 0.0, [])
@@ -229,7 +219,7 @@ def test_weights_of_a_worker_are_admitted_like_an_upload(room: TrainingRoom, wei
             ask(channel, number, 1)
         finish(channel, fields, weights)
 
-    job = run(room, script)
+    job = room.run(script)
     assert job.state == "failed"
     assert models_made(room) == []
 
@@ -241,7 +231,7 @@ def test_a_fault_is_told_in_the_platforms_words(room: TrainingRoom, code: str) -
         channel.send(Frame(kind="fault", fields={"code": code, "message": "row 7 says 98765"}))
         channel.receive()
 
-    job = run(room, script)
+    job = room.run(script)
     assert job.error is not None
     assert (job.error.code, job.error.message) == (code, FAULTS[code])
 
@@ -253,7 +243,7 @@ def test_nothing_that_a_worker_says_reaches_the_job(room: TrainingRoom) -> None:
         channel.send(Frame(kind="fault", fields={"type": secret, "at": secret, "code": secret, "message": secret}))
         channel.receive()
 
-    job = run(room, script)
+    job = room.run(script)
     assert job.error is not None
     assert job.error.code == "job_failed"
     lines = [line.text for line in room.training.logs(ME, job.id, PageRequest()).items]
@@ -269,7 +259,7 @@ def test_checkpoints_are_sealed_and_only_the_newest_is_kept(room: TrainingRoom) 
             if (number + 1) % 2 == 0:
                 send_blob(channel, zeros(), step=number + 1)
 
-    job = run(room, script, checkpoint_every=2)
+    job = room.run(script, checkpoint_every=2)
     assert job.state == "failed"
     kept = b"".join(room.uploads.read(ME.tenant, ObjectId(job.id), 6, Purpose.CHECKPOINT))
     assert kept == zeros()
@@ -383,7 +373,7 @@ def test_with_nothing_to_do_it_says_so(room: TrainingRoom) -> None:
 
 
 def test_the_end_of_a_job_is_recorded(room: TrainingRoom) -> None:
-    run(room, dies)
+    room.run(dies)
     last = room.recorder.events[-1]
     assert (last.action, last.outcome, last.facts["state"], last.facts["error"]) == (
         "job:end",
