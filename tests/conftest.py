@@ -4,22 +4,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
 
 from fakes.core import FakeClock, FakeEntropy, FakeRecorder
+from fakes.storage import fresh
 from modelkeep_platform.storage.blobs import LocalBlobs
 from modelkeep_platform.storage.database import Database
-from modelkeep_platform.storage.schema import metadata
-from modelkeep_platform.storage.tables.epoch import epoch
 
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
     """A fresh SQLite file with every table."""
-    database = Database(f"sqlite:///{tmp_path / 'platform.db'}")
-    metadata.create_all(database.engine)
-    with database.platform() as tx:
-        tx.execute(sa.insert(epoch).values(id=1, number=1))
+    database = fresh(f"sqlite:///{tmp_path / 'platform.db'}")
     yield database
     database.close()
 

@@ -6,21 +6,21 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
 
 from fakes.core import ACME, FakeClock, FakeEntropy
+from fakes.storage import fresh
 from modelkeep_platform.core.errors import BudgetError, ConflictError, IntegrityError, UnprocessableError
 from modelkeep_platform.core.ids import ObjectId
+from modelkeep_platform.privacy.epochs import begin_restored_epoch, end_freeze
 from modelkeep_platform.privacy.grid import fit_grid
 from modelkeep_platform.privacy.ledger import BudgetLedger
 from modelkeep_platform.privacy.plan import MechanismPlan, RanMechanism, calibrate
 from modelkeep_platform.storage.database import Database
-from modelkeep_platform.storage.schema import metadata
-from modelkeep_platform.storage.tables.epoch import epoch
-from modelkeep_platform.storage.transactions import System
+from modelkeep_platform.storage.transactions import System, TenantTransaction
 
 DATASET, JOB = ObjectId("ds_1"), ObjectId("job_1")
 GRID = fit_grid(epsilon=2.5, delta=1e-5)
@@ -126,6 +126,31 @@ def test_a_zombie_worker_can_neither_charge_nor_commit(database: Database, ledge
     assert spent(database, ledger) == before
 
 
+def test_who_comes_back_from_a_platform_that_was_restored_moves_nothing(
+    database: Database, ledger: BudgetLedger
+) -> None:
+    """A worker and a server that outlived the restore, with the lease and the highest fence there ever was."""
+    with database.tenant(ACME, by=BY) as tx:
+        held = ledger.reserve(tx, DATASET, JOB, PLAN, 1)
+        ledger.charge(tx, held.id, 50, 1, segment=0)
+    with database.platform() as platform:
+        begin_restored_epoch(platform, clock=FakeClock(), entropy=FakeEntropy())
+        end_freeze(platform, freed=True)
+    before = spent(database, ledger)
+    moves: tuple[Callable[[TenantTransaction], object], ...] = (
+        lambda tx: ledger.charge(tx, held.id, 50, 99, segment=1),
+        lambda tx: ledger.charge(tx, held.id, 50, 1, segment=0),
+        lambda tx: ledger.commit(tx, held.id, 99),
+        lambda tx: ledger.release(tx, held.id, 99),
+        lambda tx: ledger.reserve(tx, DATASET, JOB, PLAN, 99),
+    )
+    for move in moves:
+        with database.tenant(ACME, by=BY) as tx, pytest.raises(ConflictError) as raised:
+            move(tx)
+        assert raised.value.error_code == "stale_ledger_epoch"
+    assert spent(database, ledger) == before
+
+
 @pytest.mark.parametrize(
     "claim",
     [{"epsilon": 0.5}, {"noise_multiplier": 0.5}, {"steps": 5000}, {"sample_rate": 1.0}, {"delta": 0.5}],
@@ -222,11 +247,8 @@ POINTS = {
 @pytest.mark.parametrize("point", POINTS)
 def test_a_crash_at_each_write_leaves_charged_what_was_charged(tmp_path: Path, point: str) -> None:
     url = f"sqlite:///{tmp_path / 'crash.db'}"
-    database = Database(url)
-    metadata.create_all(database.engine)
+    database = fresh(url)
     ledger = BudgetLedger(clock=FakeClock(), entropy=FakeEntropy())
-    with database.platform() as tx:
-        tx.execute(sa.insert(epoch).values(id=1, number=1))
     with database.tenant(ACME, by=BY) as tenant_tx:
         ledger.open(tenant_tx, DATASET, 2.5, 1e-5)
     fields = json.dumps({name: getattr(PLAN, name) for name in PLAN.__dataclass_fields__})

@@ -1,19 +1,20 @@
 """A malicious or broken server against the SDK: the family *Client*. Secrets and tokens never go elsewhere."""
 
 import base64
+import hashlib
 import json
 import stat
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
 
 from fakes.sdk import FakeTime, fake_client
-from fakes.server import BASE, Chunks, FakePlatform, answer_json
-from modelkeep._core.flows import Sync
+from fakes.server import BASE, Chunks, FakePlatform, answer_json, new_job, new_version
+from modelkeep._core.flows import Operation, Sync
 from modelkeep.auth import ClientCredentials, DeviceCode
 from modelkeep.client import Nouns
 from modelkeep.errors import (
@@ -290,20 +291,259 @@ def test_a_gzip_bomb_is_not_inflated(client: Nouns[Sync], platform: FakePlatform
         client.whoami()
 
 
-@pytest.mark.parametrize("change", ["name", "version"])
-def test_an_answer_for_something_else_is_refused(client: Nouns[Sync], platform: FakePlatform, change: str) -> None:
+class Named(NamedTuple):
+    """A method that names an object.
+
+    Args:
+        call: the method with its arguments.
+        path: of the call whose answer says of which object it speaks.
+        says: where in the answer it does, of which each is changed.
+        answer: an honest one; None for the fake platform's own.
+        first: what is there before the call.
+    """
+
+    call: Callable[[Nouns[Sync]], object]
+    path: str
+    says: tuple[str, ...]
+    answer: object = None
+    first: Callable[[FakePlatform], None] = lambda _platform: None
+
+
+MINE: dict[str, object] = {"name": "mine", "id": "m-1", "description": "", "created_at": 1, "owner": "acme"}
+MINE |= {"aliases": {"production": 1}, "latest_version": 1}
+VERSION = new_version("mine", 1, b"{}", b"0123456789")
+DATASET: dict[str, object] = {
+    "id": "d-1",
+    "name": "rows",
+    "description": "",
+    "format": "csv",
+    "schema": {},
+    "privacy": {},
+}
+DATASET |= {"state": "ready", "created_at": 1}
+BUDGET = {
+    "dataset": "rows",
+    "epsilon": 1.0,
+    "delta": 1e-5,
+    "epsilon_spent": 0.0,
+    "epsilon_reserved": 0.0,
+    "charges": [],
+}
+GRANT: dict[str, object] = {"id": "g-1", "kind": "model", "name": "mine", "object_id": "m-1", "grantee": "globex"}
+GRANT |= {"actions": ["model:predict"], "created_at": 1, "expires_at": None}
+POLICY = {"version": 2, "state": "active", "created_at": 1, "created_by": "p-1", "sha256": "0", "text": ""}
+MEMBER = {"id": "u-1", "name": "ana", "roles": ["auditor"], "state": "active", "created_at": 1}
+ACCOUNT = {"id": "sa-1", "name": "bot", "roles": ["developer"], "client_id": "c", "created_at": 1}
+SECRETED = {"service_account": ACCOUNT, "client_secret": "z"}
+TENANT = {"id": "t-1", "slug": "acme", "name": "Acme", "state": "active", "created_at": 1}
+LINK = {"token": "k", "url": "https://models.test/e#k", "expires_at": 1}
+UPLOAD = {"id": "up-1", "kind": "model", "object_id": "m-1", "version": 1, "size_bytes": 4, "part_bytes": 4, "parts": 1}
+UPLOAD |= {"sha256": hashlib.sha256(b"data").hexdigest(), "received": [], "state": "open", "expires_at": 9}
+ENTRY = {"id": "e-1", "index": 0, "time": 1, "action": "model:read", "outcome": "done", "actor_tenant": "t-1"}
+ENTRY |= {"actor_kind": "user", "principal": "p-1", "name": "ana", "kind": "model", "object_id": "m-1"}
+ENTRY |= {"request_id": "r-1", "policies": [], "facts": {}, "salt": "", "entry": "", "leaf_hash": ""}
+SPEC = {"dataset": "rows", "into": "tumour"}
+CSV: dict[str, Any] = {"schema": {}, "privacy": {}}
+COMPLETE = "/v1/uploads/up-1/complete"
+NAMES_NOTHING = "names nothing that exists"
+NO_ANSWER = "its answer holds nothing"
+SPEAKS_OF_NOTHING = "its answer does not say of what it speaks"
+
+
+def begin_model(platform: FakePlatform) -> None:
+    platform._new_version("mine", {"graph": {}, "weights_bytes": 4, "weights_sha256": UPLOAD["sha256"]})
+
+
+def begin_dataset(platform: FakePlatform) -> None:
+    platform._new_dataset({**DATASET, "size_bytes": 4, "sha256": UPLOAD["sha256"]})
+
+
+METHODS: dict[str, Named | str] = {
+    "client.login": NAMES_NOTHING,
+    "client.logout": NAMES_NOTHING,
+    "client.whoami": NAMES_NOTHING,
+    "client.tenant": NAMES_NOTHING,
+    "client.predict": Named(
+        lambda c: c.predict("mine", [1.0, 2.0, 3.0], version=1),
+        "/v2/models/mine/versions/1/infer",
+        ("id", "model_name", "model_version"),
+    ),
+    "models.upload": Named(
+        lambda c: c.models.upload("mine", graph={}, weights=b"0123456789"), COMPLETE, ("name", "weights_sha256")
+    ),
+    "models.list": NAMES_NOTHING,
+    "models.get": Named(lambda c: c.models.get("acme~mine"), "/v1/models/acme~mine", ("name",), MINE),
+    "models.versions": Named(
+        lambda c: c.models.versions("mine"), "/v1/models/mine/versions", ("items.0.name",), {"items": [VERSION]}
+    ),
+    "models.version": Named(
+        lambda c: [c.models.version("mine", 1), c.models.version("mine", "1")],
+        "/v1/models/mine/versions/1",
+        ("name", "version"),
+    ),
+    "models.set_alias": Named(
+        lambda c: c.models.set_alias("mine", "production", version=1),
+        "/v1/models/mine/aliases/production",
+        ("name",),
+        MINE,
+    ),
+    "models.delete_alias": NO_ANSWER,
+    "models.delete": NO_ANSWER,
+    "models.download": Named(
+        lambda c: c.models.download("mine", 1), "/v1/models/mine/versions/1", ("name", "version", "weights_sha256")
+    ),
+    "datasets.upload_csv": Named(lambda c: c.datasets.upload_csv("rows", b"a", **CSV), COMPLETE, ("name",)),
+    "datasets.upload_arrays": Named(
+        lambda c: c.datasets.upload_arrays("rows", {"features": [[1.0]]}, **CSV), COMPLETE, ("name",)
+    ),
+    "datasets.upload": Named(lambda c: c.datasets.upload("rows", b"a", format="csv", **CSV), COMPLETE, ("name",)),
+    "datasets.list": NAMES_NOTHING,
+    "datasets.get": Named(lambda c: c.datasets.get("rows"), "/v1/datasets/rows", ("name",), DATASET),
+    "datasets.delete": NO_ANSWER,
+    "uploads.get": Named(lambda c: c.uploads.get("up-1"), "/v1/uploads/up-1", ("id",), UPLOAD),
+    "uploads.resume": Named(
+        lambda c: c.uploads.resume("up-1", b"data"),
+        COMPLETE,
+        ("model_id", "version", "weights_sha256"),
+        first=begin_model,
+    ),
+    "uploads.resume of a dataset": Named(
+        lambda c: c.uploads.resume("up-1", b"data"), COMPLETE, ("id",), first=begin_dataset
+    ),
+    "uploads.abort": NO_ANSWER,
+    "jobs.plan": SPEAKS_OF_NOTHING,
+    "jobs.create": Named(lambda c: c.jobs.create(SPEC), "/v1/jobs", ("dataset", "into"), new_job("queued")),
+    "jobs.list": NAMES_NOTHING,
+    "jobs.get": Named(lambda c: c.jobs.get("j-1"), "/v1/jobs/j-1", ("id",), new_job("queued")),
+    "jobs.wait": Named(lambda c: c.jobs.wait("j-1"), "/v1/jobs/j-1", ("id",), new_job("succeeded")),
+    "jobs.cancel": Named(lambda c: c.jobs.cancel("j-1"), "/v1/jobs/j-1/cancel", ("id",), new_job("cancelled")),
+    "jobs.logs": SPEAKS_OF_NOTHING,
+    "budgets.get": Named(lambda c: c.budgets.get("acme~rows"), "/v1/budgets/acme~rows", ("dataset",), BUDGET),
+    "budgets.list": NAMES_NOTHING,
+    "grants.create": Named(
+        lambda c: c.grants.create("model", "mine", grantee="globex", actions=["model:predict"]),
+        "/v1/grants",
+        ("kind", "name", "grantee"),
+        GRANT,
+    ),
+    "grants.list": NAMES_NOTHING,
+    "grants.revoke": NO_ANSWER,
+    "policies.publish": NAMES_NOTHING,
+    "policies.check": NAMES_NOTHING,
+    "policies.list": NAMES_NOTHING,
+    "policies.get": Named(lambda c: c.policies.get(2), "/v1/policies/2", ("version",), POLICY),
+    "policies.activate": Named(lambda c: c.policies.activate(2), "/v1/policies/2/activate", ("version",), POLICY),
+    "members.list": NAMES_NOTHING,
+    "members.invite": Named(
+        lambda c: c.members.invite("ana", roles=["auditor"]),
+        "/v1/members",
+        ("member.name",),
+        {"member": MEMBER, "invitation": LINK},
+    ),
+    "members.update": Named(lambda c: c.members.update("u-1", roles=["auditor"]), "/v1/members/u-1", ("id",), MEMBER),
+    "members.remove": NO_ANSWER,
+    "service_accounts.list": NAMES_NOTHING,
+    "service_accounts.create": Named(
+        lambda c: c.service_accounts.create("bot", roles=["developer"]),
+        "/v1/service-accounts",
+        ("service_account.name",),
+        SECRETED,
+    ),
+    "service_accounts.rotate": Named(
+        lambda c: c.service_accounts.rotate("sa-1"),
+        "/v1/service-accounts/sa-1/rotate",
+        ("service_account.id",),
+        SECRETED,
+    ),
+    "service_accounts.delete": NO_ANSWER,
+    "tenants.create": Named(
+        lambda c: c.tenants.create("acme", name="Acme"),
+        "/v1/tenants",
+        ("tenant.slug",),
+        {"tenant": TENANT, "enrolment": LINK},
+    ),
+    "tenants.list": NAMES_NOTHING,
+    "tenants.get": Named(lambda c: c.tenants.get("acme"), "/v1/tenants/acme", ("slug",), {**TENANT, "limits": {}}),
+    "tenants.set_limits": Named(
+        lambda c: c.tenants.set_limits("acme", {}), "/v1/tenants/acme/limits", ("slug",), {**TENANT, "limits": {}}
+    ),
+    "tenants.suspend": Named(lambda c: c.tenants.suspend("acme"), "/v1/tenants/acme/suspend", ("slug",), TENANT),
+    "tenants.resume": Named(lambda c: c.tenants.resume("acme"), "/v1/tenants/acme/resume", ("slug",), TENANT),
+    "tenants.new_enrolment_link": SPEAKS_OF_NOTHING,
+    "issuer.rotate_key": NAMES_NOTHING,
+    "audit.entries": Named(
+        lambda c: c.audit.entries(request_id="r-1"),
+        "/v1/audit/entries",
+        ("items.0.request_id",),
+        {"items": [ENTRY]},
+    ),
+    "audit.verify": NAMES_NOTHING,
+    "audit.verify_entry": "proves what it is given: tests/attacks/test_audit.py",
+    "audit.wait_for": Named(
+        lambda c: c.audit.wait_for("r-1"), "/v1/audit/entries", ("items.0.request_id",), {"items": [ENTRY]}
+    ),
+}
+NAMED = {name: row for name, row in METHODS.items() if isinstance(row, Named)}
+
+
+def operations(client: Nouns[Sync]) -> set[str]:
+    nouns = {"client": client, **{name: noun for name, noun in vars(client).items() if not name.startswith("_")}}
+    return {
+        f"{noun}.{name}"
+        for noun, value in nouns.items()
+        for one in type(value).__mro__
+        for name, method in vars(one).items()
+        if isinstance(method, Operation)
+    }
+
+
+def of_another(value: Any, where: str) -> Any:
+    """Return an answer that says something else at `where`."""
+    first, _, rest = where.partition(".")
+    key: Any = int(first) if first.isdigit() else first
+    changed = list(value) if isinstance(value, list) else dict(value)
+    if rest:
+        changed[key] = of_another(value[key], rest)
+    else:
+        changed[key] = value[key] + 1 if isinstance(value[key], int) else f"{value[key]}9"
+    return changed
+
+
+def answer_to(platform: FakePlatform, row: Named, where: str | None) -> None:
+    """Have the row's path answered honestly, or with something else at `where`."""
+
+    def given(value: object) -> httpx.Response:
+        return answer_json(value if where is None else of_another(value, where))
+
+    def instead(request: httpx.Request) -> httpx.Response | None:
+        return given(row.answer) if request.url.path == row.path and row.answer is not None else None
+
+    def change(request: httpx.Request, answer: httpx.Response) -> httpx.Response:
+        return given(json.loads(answer.content)) if request.url.path == row.path else answer
+
     platform.add_model("mine", weights=b"0123456789")
+    row.first(platform)
+    platform.before.append(instead)
+    platform.after.append(change)
 
-    def swap(request: httpx.Request, answer: httpx.Response) -> httpx.Response:
-        if request.url.path == "/v1/models/mine/versions/1":
-            value = json.loads(answer.content)
-            value[change] = {"name": "yours", "version": 2}[change]
-            return answer_json(value)
-        return answer
 
-    platform.after.append(swap)
+def test_every_method_has_its_row(client: Nouns[Sync]) -> None:
+    assert operations(client) == {name.partition(" ")[0] for name in METHODS}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_an_answer_for_what_was_asked_is_taken(client: Nouns[Sync], platform: FakePlatform, name: str) -> None:
+    answer_to(platform, NAMED[name], None)
+    NAMED[name].call(client)
+
+
+@pytest.mark.parametrize(("name", "where"), [(name, where) for name, row in NAMED.items() for where in row.says])
+def test_an_answer_for_something_else_is_refused(
+    client: Nouns[Sync], platform: FakePlatform, name: str, where: str
+) -> None:
+    answer_to(platform, NAMED[name], where)
     with pytest.raises(ProtocolError):
-        client.models.version("mine", 1)
+        NAMED[name].call(client)
 
 
 ESCAPES = ["\x1b]0;owned\x07", "\x1b[2J", "a\rb", "a\nb", "a\x00b", "a\u202eb", "a\u2028b", "a\x9bb"]

@@ -18,7 +18,7 @@ from fakes.core import FakeClock, FakeRecorder
 from fakes.identity import BASE, ISSUER, PASSWORD, IdentityRoom
 from modelkeep_platform.core.callers import Role
 from modelkeep_platform.http.issuer import issuer_routes
-from modelkeep_platform.identity import secrets
+from modelkeep_platform.identity import issuer, secrets
 from modelkeep_platform.identity.issuer import DEVICE_S
 from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.tables.identity import device_codes, guesses, issuer_users, refresh_tokens
@@ -161,6 +161,44 @@ def test_guessing_of_codes_from_one_source_is_stopped(site: Site) -> None:
     assert alert(answer) == "too many failed attempts; wait and try again"
     site.room.clock.advance(900)
     assert site.sign_in(site.begin()["user_code"]).status_code == 200
+
+
+NEIGHBOURS = [
+    pytest.param("2001:db8:1:2::1", "2001:db8:1:2:ffff::9", True, id="of-one-64"),
+    pytest.param("2001:db8:1:2::1", "2001:db8:1:3::1", False, id="of-two-64s"),
+    pytest.param("::ffff:192.0.2.1", "192.0.2.1", True, id="mapped"),
+    pytest.param("::ffff:192.0.2.1", "::ffff:192.0.2.2", False, id="two-mapped"),
+]
+
+
+@pytest.mark.parametrize(("first", "second", "together"), NEIGHBOURS)
+def test_a_subscriber_has_one_count_of_guesses_with_all_its_addresses(
+    site: Site, first: str, second: str, together: bool
+) -> None:
+    site.room.enrolled()
+    code = site.begin()["user_code"]
+    site.http.address = first
+    for number in range(10):
+        assert site.sign_in(f"CCCC-CCC{'BCDFGHJKLM'[number]}").status_code == 400
+    site.http.address = second
+    assert site.sign_in(code).status_code == (429 if together else 200)
+
+
+@pytest.mark.parametrize(("first", "second", "together"), NEIGHBOURS)
+def test_a_subscriber_has_one_count_of_secrets_and_device_logins(
+    site: Site, monkeypatch: pytest.MonkeyPatch, first: str, second: str, together: bool
+) -> None:
+    site.room.enrolled()
+    monkeypatch.setattr(issuer, "_DEVICES_BEGUN", 3)
+    made_up = {"grant_type": "client_credentials", "client_id": "made-up", "client_secret": "guess"}
+    site.http.address = first
+    for _ in range(10):
+        assert site.token(**made_up).status_code == 401
+    for _ in range(3):
+        site.begin()
+    site.http.address = second
+    begun = site.http.post("/issuer/device_authorization", data={"client_id": SDK, "scope": "organization:acme"})
+    assert (site.token(**made_up).status_code, begun.status_code) == ((429, 429) if together else (401, 200))
 
 
 def test_passwords_of_one_person_are_guessed_ten_times_from_everywhere_together(site: Site) -> None:

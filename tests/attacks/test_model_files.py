@@ -75,7 +75,7 @@ def attack(room: ModelRoom, weights: bytes, code: str, graph: object = LAYER) ->
         room.models.get(ME, "cells")
     last = room.recorder.events[-1]
     assert (str(last.action), str(last.outcome), last.actor) == ("model:create", "failed", ME)
-    assert dict(last.facts) == {"version": 1, "code": code}
+    assert dict(last.facts) == {"upload": new.upload.id, "version": 1, "code": code}
     return caught.value.message
 
 
@@ -380,7 +380,7 @@ def hostile(room: ModelRoom, graph: object, code: str) -> CallerError:
     assert room.sealer.keys == set()
     # Nothing was begun; the edge notes the refusal.
     assert room.recorder.events == []
-    notes = RefusalNotes(recorder=room.recorder, clock=room.clock, per_window=1)
+    notes = RefusalNotes(recorder=room.recorder, clock=room.clock, per_window=lambda _: 1)
     route = "POST /v1/models/{name}/versions"
     error = noted(caught.value, {CALLER: ME}, notes=notes, action=Action.MODEL_CREATE, route=route)
     assert error is caught.value

@@ -12,7 +12,7 @@ from services.house import House
 SOURCES = Path(__file__).resolve().parents[2] / "platform" / "src" / "modelkeep_platform"
 CLIENTS = {"httpx", "requests", "aiohttp", "urllib3", "http.client", "urllib.request", "ftplib", "smtplib", "telnetlib"}
 REASONS = {
-    "app/doctor.py": "the operator's own command asks the operator's own `base_url`",
+    "app/doctor/answering.py": "the operator's own command asks the operator's own `base_url`",
 }
 
 

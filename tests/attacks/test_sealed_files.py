@@ -22,7 +22,7 @@ from modelkeep_platform.keys.context import dek_context, kek_context
 from modelkeep_platform.keys.sealed import open_sealed, seal
 from modelkeep_platform.storage.tables.keys import wrapped_deks, wrapped_keks
 from modelkeep_platform.storage.tables.uploads import upload_parts
-from modelkeep_platform.uploads import artifacts, service
+from modelkeep_platform.uploads import artifacts, rows
 
 DATA = b"".join(f"row {number:04} of the secret weights; ".encode() for number in range(5))[:150]
 OTHER = DATA[::-1]
@@ -33,7 +33,7 @@ BLOBS = [f"{FOLDER}/{name}" for name in ("part-0", "part-1", "part-2", "manifest
 @pytest.fixture
 def room(monkeypatch: pytest.MonkeyPatch) -> Iterator[SealedRoom]:
     """A room with one artifact of three parts."""
-    for module in (artifacts, service):
+    for module in (artifacts, rows):
         monkeypatch.setattr(module, "MAX_PART_BYTES", PART_BYTES)
     database = memory_database()
     room = SealedRoom(database, FakeClock())
@@ -181,7 +181,7 @@ def test_a_part_more_than_the_manifest_names_is_never_read(room: SealedRoom) -> 
 
 def test_what_was_yielded_before_a_refusal_is_authentic(room: SealedRoom) -> None:
     replaced(room, BLOBS[2], room.memory.data[BLOBS[1]])
-    stream = room.uploads.read(ACME, ObjectId("mdl_1"), 1, Purpose.WEIGHTS)
+    stream = room.artifacts.read(ACME, ObjectId("mdl_1"), 1, Purpose.WEIGHTS)
     assert [next(stream), next(stream)] == parts_of(DATA)[:2]
     with pytest.raises(IntegrityError):
         next(stream)
@@ -197,10 +197,10 @@ def _another(room: SealedRoom, which: str) -> str:
         return f"{ACME}/mdl_2/1/weights"
     if which == "purpose":
         chunks = parts_of(OTHER)
-        room.uploads.write_artifact(ACME, ObjectId("mdl_1"), 1, Purpose.CHECKPOINT, chunks)
+        room.artifacts.write(ACME, ObjectId("mdl_1"), 1, Purpose.CHECKPOINT, chunks)
         return f"{ACME}/mdl_1/1/checkpoint"
     room.key_for("mdl_1", GLOBEX)
-    room.uploads.write_artifact(GLOBEX, ObjectId("mdl_1"), 1, Purpose.WEIGHTS, parts_of(OTHER))
+    room.artifacts.write(GLOBEX, ObjectId("mdl_1"), 1, Purpose.WEIGHTS, parts_of(OTHER))
     return f"{GLOBEX}/mdl_1/1/weights"
 
 
@@ -314,9 +314,8 @@ def test_a_key_of_the_attackers_own_making_is_refused(room: SealedRoom, table: s
 
 def test_after_a_shred_no_copy_of_the_sealed_bytes_opens(room: SealedRoom) -> None:
     copy = dict(room.memory.data)
-    with room.database.tenant(ACME, by=BY) as tx:
-        room.uploads.forget(tx, ACME, ObjectId("mdl_1"))
-    room.uploads.delete(ACME, ObjectId("mdl_1"))
+    room.forget()
+    room.artifacts.delete(ACME, ObjectId("mdl_1"))
     assert room.memory.data == {}
     room.memory.data |= copy
     refused(room, "key_missing")
@@ -325,11 +324,10 @@ def test_after_a_shred_no_copy_of_the_sealed_bytes_opens(room: SealedRoom) -> No
 
 
 def test_bytes_that_a_crash_left_after_a_shred_do_not_open(room: SealedRoom) -> None:
-    with room.database.tenant(ACME, by=BY) as tx:
-        room.uploads.forget(tx, ACME, ObjectId("mdl_1"))
+    room.forget()
     room.blobs.order("delete", Fault.BEFORE)
     with pytest.raises(Crash):
-        room.uploads.delete(ACME, ObjectId("mdl_1"))
+        room.artifacts.delete(ACME, ObjectId("mdl_1"))
     assert len(room.memory.data) == 4
     refused(room, "key_missing")
 
@@ -420,6 +418,6 @@ def test_what_a_crash_left_of_a_given_up_upload_is_deleted_later(room: SealedRoo
     with pytest.raises(ConflictError) as raised:
         room.send(upload, 0, parts_of(OTHER)[0])
     assert raised.value.error_code == "upload_ended"
-    assert room.uploads.expire() == 1
+    assert room.endings.expire() == 1
     assert room.memory.data == kept
-    assert room.uploads.expire() == 0
+    assert room.endings.expire() == 0

@@ -33,7 +33,7 @@ from fakes.rooms import (
     hear_brief,
     honest,
     say_done,
-    send_blob,
+    send_checkpoint,
     training_spec,
     zeros,
 )
@@ -51,6 +51,7 @@ from modelkeep_platform.workers.frames import Frame
 from modelkeep_platform.workers.limits import Limits
 from modelkeep_platform.workers.process import WorkerProcess, start
 from modelkeep_platform.workers.sandbox import ProcessSandbox
+from services.processes import alive
 
 PROBE = str(Path(__file__).parents[1] / "unit" / "workers" / "probe_worker.py")
 ME = tenant_caller()
@@ -162,20 +163,13 @@ def test_children_that_a_worker_left_behind_die_with_it(probes: Callable[[], Pro
         if not probe.process.alive():
             break
         time.sleep(0.005)
-    assert running(child)
+    assert alive(child)
     probe.process.kill()
     for _ in range(500):
-        if not running(child):
+        if not alive(child):
             break
         time.sleep(0.005)
-    assert not running(child)
-
-
-def running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    assert not alive(child)
 
 
 def test_a_worker_that_hangs_is_killed(probes: Callable[[], Probe]) -> None:
@@ -405,7 +399,7 @@ def test_a_zombie_commits_nothing(room: TrainingRoom, steps: int) -> None:
         for number in range(steps):
             ask(channel, number, 1)
         room.clock.advance(3600)
-        assert other.end_lapsed() == 1
+        assert [other.end_lapsed() for _ in range(2)] == [0, 1]
         for number in range(steps, 8):
             ask(channel, number, 1)
         finish(channel, fields)
@@ -431,7 +425,7 @@ def test_a_zombie_that_loses_its_lease_while_it_sends_weights_makes_no_version(r
                 break  # committed: the server waits for the rest
             time.sleep(0.005)
         room.clock.advance(3600)
-        assert other.end_lapsed() == 1
+        assert [other.end_lapsed() for _ in range(2)] == [0, 1]
         channel.send(Frame(kind="blob", fields={"step": 0, "last": True}))
 
     job = room.run(script)
@@ -443,7 +437,7 @@ def test_checkpoints_that_were_not_asked_for_are_refused(room: TrainingRoom) -> 
     def script(channel: SyncChannel) -> None:
         hear_brief(channel)
         ask(channel, 0, 1)
-        send_blob(channel, zeros(), step=2)
+        send_checkpoint(channel, 2)
 
     job = room.run(script, checkpoint_every=2)
     assert job.error is not None

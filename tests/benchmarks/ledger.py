@@ -8,12 +8,12 @@ from pathlib import Path
 
 from benchmarks.harness import Figure, Floor, interleave
 from fakes.core import ACME, FakeClock, FakeEntropy
+from fakes.storage import fresh
 from modelkeep_platform.core.ids import ObjectId
 from modelkeep_platform.privacy.grid import fit_grid
 from modelkeep_platform.privacy.ledger import BudgetLedger
 from modelkeep_platform.privacy.plan import MechanismPlan, calibrate
 from modelkeep_platform.storage.database import Database
-from modelkeep_platform.storage.schema import metadata
 from modelkeep_platform.storage.transactions import System, TenantTransaction
 
 TITLE = "Budget ledger"
@@ -24,9 +24,7 @@ EPSILON, DELTA = 100.0, 1e-6
 
 def measure(folder: Path) -> list[Figure]:
     """Measure cycles with and without fsync, against the same number of bare SQLite transactions of three UPDATEs."""
-    durable, quick = _database(folder / "durable.db"), _database(folder / "quick.db")
-    with quick.engine.connect() as connection:
-        connection.exec_driver_sql("SELECT 1")
+    durable, quick = _database(folder / "durable.db", durable=True), _database(folder / "quick.db", durable=False)
     plan = calibrate(
         epsilon=10.0,
         delta=DELTA,
@@ -93,13 +91,8 @@ class _Cycle:
         return self._ledger.reserve(tx, DATASET, ObjectId(f"job_{next(self._jobs)}"), self._plan).id
 
 
-def _database(path: Path) -> Database:
-    import sqlalchemy as sa
-
-    database = Database(f"sqlite:///{path}")
-    if path.stem == "quick":
-        sa.event.listen(database.engine, "connect", lambda connection, _: connection.execute("PRAGMA synchronous=OFF"))
-    metadata.create_all(database.engine)
+def _database(path: Path, *, durable: bool) -> Database:
+    database = fresh(f"sqlite:///{path}", durable=durable)
     with database.tenant(ACME, by=BY) as tx:
         BudgetLedger(clock=FakeClock(), entropy=FakeEntropy(1)).open(tx, DATASET, EPSILON, DELTA)
     return database

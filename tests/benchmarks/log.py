@@ -11,6 +11,7 @@ from benchmarks.harness import Figure, Floor, each_us, interleave
 from fakes.audit import MODEL, ORIGIN, event
 from fakes.core import ACME, FakeAuthorizer, tenant_caller
 from fakes.log import FakeSigner
+from fakes.storage import fresh
 from modelkeep_platform.audit.entries import AUDIT_KEY
 from modelkeep_platform.audit.integrator import Integrator
 from modelkeep_platform.audit.log import AuditLog
@@ -20,8 +21,6 @@ from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.decisions import Decision
 from modelkeep_platform.keys.roots.port import RootKey
 from modelkeep_platform.keys.service import KeyService
-from modelkeep_platform.storage.database import Database
-from modelkeep_platform.storage.schema import metadata
 from modelkeep_platform.storage.transactions import System
 from modelkeep_platform.telemetry.system import SystemClock, SystemEntropy
 
@@ -78,8 +77,7 @@ class _Room:
 
         clock, entropy, signer, root = SystemClock(), SystemEntropy(), FakeSigner(), FakeRootKey()
         typed: RootKey = root
-        self.database = Database(f"sqlite:///{folder / 'platform.db'}")
-        metadata.create_all(self.database.engine)
+        self.database = fresh(f"sqlite:///{folder / 'platform.db'}")
         keys = KeyService(database=self.database, root=typed, clock=clock, entropy=entropy)
         with self.database.tenant(ACME, by=BY) as tx:
             keys.create_tenant_key(tx, ACME)

@@ -1,7 +1,12 @@
-"""What a tenant feels or learns of others: a flood next door; whether a foreign model answers like a missing one."""
+"""What a tenant feels or learns of others: a flood next door; whether a foreign model answers like a missing one.
+
+A flood costs the machine something, wherever it goes: its load generator takes a core, and what answers it another. So
+the same flood is also sent to another process, the bare endpoint: what Globex feels of that is the machine's part.
+"""
 
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -15,32 +20,49 @@ QUIET_S = 1.5
 PAUSE_S = 0.02
 FLOOD = 64
 ASKED = 400
+DEFAULT_PER_S = 1000
+"""What the shipped limits let through of one tenant."""
 
 
 def measure_at(at: Place) -> list[Figure]:
     """Measure Globex's predictions while Acme floods, and the times of a 404."""
     return [
-        *_flood(at, "whole", "Acme floods with predictions that are answered"),
-        *_flood(at, "limited", "Acme floods beyond its requests a minute"),
+        *_flood(at, "default", "Acme floods, held to the shipped limits", exhausted=True),
+        *_flood(at, "default", "as many requests to another process", to=at.bare, pause_s=FLOOD / DEFAULT_PER_S),
+        *_flood(at, "whole", "Acme floods, without limits"),
+        *_flood(at, "limits", "Acme floods, without limits or turns"),
+        *_flood(at, "whole", "the same flood to another process", to=at.bare),
+        *_flood(at, "limited", "Acme floods, held to 100 a second", exhausted=True),
         *_same(at),
     ]
 
 
-def _flood(at: Place, variant: str, what: str) -> list[Figure]:
+def _flood(
+    at: Place, variant: str, what: str, *, to: int | None = None, pause_s: float = 0.0, exhausted: bool = False
+) -> list[Figure]:
+    """Measure Globex on one port while Acme floods that port, or `to`; `exhausted`: after it has used its burst up."""
     port = at.ports[variant]
-    if variant == "limited":
-        # Use the minute's requests up first.
+    if exhausted:
         at.load(port, connections=FLOOD, seconds=5.0)
     alone: list[dict[str, Any]] = []
     beside: list[dict[str, Any]] = []
-    statuses: dict[str, int] = {}
-    for _ in range(ROUNDS):
+    floods: list[dict[str, Any]] = []
+
+    def quiet() -> None:
         alone.append(at.load(port, tenant="globex", seconds=QUIET_S, pause_s=PAUSE_S))
-        with at.loading(port, tenant="acme", connections=FLOOD, seconds=QUIET_S + 0.8) as flood:
+
+    def flooded() -> None:
+        asked: dict[str, Any] = {"connections": FLOOD, "seconds": QUIET_S + 0.8, "pause_s": pause_s}
+        with at.loading(to or port, tenant="acme", **asked) as flood:
             time.sleep(0.4)
             beside.append(at.load(port, tenant="globex", seconds=QUIET_S, pause_s=PAUSE_S))
-            statuses = seen(flood)["statuses"]
-    name = f"{what} ({', '.join(f'{count} × {status}' for status, count in sorted(statuses.items()))})"
+            floods.append(seen(flood))
+
+    sides: list[Callable[[], None]] = [quiet, flooded]
+    for number in range(ROUNDS):
+        for side in sides if number % 2 == 0 else sides[::-1]:
+            side()
+    name = f"{what} ({_rates(floods)})"
     return [
         Figure(
             name=f"Globex's {quantile}: {name}",
@@ -51,6 +73,14 @@ def _flood(at: Place, variant: str, what: str) -> list[Figure]:
         )
         for quantile in ("p50", "p99")
     ]
+
+
+def _rates(floods: list[dict[str, Any]]) -> str:
+    """Return how many answers a second of each status the middle one of the floods got."""
+    flood = sorted(floods, key=lambda one: one["rate"])[len(floods) // 2]
+    total = sum(flood["statuses"].values())
+    shares = {status: flood["rate"] * count / total for status, count in sorted(flood["statuses"].items())}
+    return ", ".join(f"{rate:.0f}/s × {status}" for status, rate in shares.items())
 
 
 def _same(at: Place) -> list[Figure]:

@@ -17,7 +17,7 @@ from benchmarks.load import Plan
 from benchmarks.served import VARIANTS
 from modelkeep import Client
 from modelkeep_platform.app import settings as settings_file
-from services.house import TENANTS, Installation, Tenant, free_port, join, wait_until
+from services.house import TENANTS, Installation, Tenant, free_port, join, token_of, wait_until
 
 HERE = Path(__file__).parent
 FEATURES = 32
@@ -119,7 +119,7 @@ def place(folder: Path) -> Iterator[Place]:
         for tenant in (acme, globex):
             client = tenant.clients["developer"]
             _upload(client)
-            found.tokens[tenant.slug] = token(client)
+            found.tokens[tenant.slug] = token_of(client)
         for port in [*ports.values(), bare]:
             for tenant in (acme, globex):
                 answer = found.load(port, tenant=tenant.slug, seconds=0.1)
@@ -127,13 +127,6 @@ def place(folder: Path) -> Iterator[Place]:
                     raise RuntimeError(f"a prediction was answered with {answer['statuses']}")
         time.sleep(0.5)
         yield found
-
-
-def token(client: Client) -> str:
-    """Return a token of the client's."""
-    session = client._session
-    assert session.auth is not None
-    return client._driver.run(session.auth.token(session.site, rejected=None))
 
 
 def _upload(client: Client) -> None:

@@ -1,4 +1,5 @@
-"""A platform in a process of its own, on several ports: as it is shipped, and with one layer each left out.
+"""A platform in a process of its own, on several ports: without limits that are met, with the shipped ones, with one
+layer each left out.
 
 What is left out is replaced by a null port, here and nowhere else: shipped code has no such switch.
 ``python served.py DATA PORTS`` where PORTS is JSON, a port for each name of `VARIANTS`.
@@ -20,13 +21,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from modelkeep_platform.app import settings as settings_file
 from modelkeep_platform.app.platform import Platform
-from modelkeep_platform.app.server import server_config
+from modelkeep_platform.app.server import calm_collector, server_config
 from modelkeep_platform.core.callers import Caller
 from modelkeep_platform.core.events import Event
 from modelkeep_platform.core.ids import RequestId
+from modelkeep_platform.core.limits import TenantLimits
 from modelkeep_platform.core.ports import Transaction
-from modelkeep_platform.limits.service import Allowance, RequestLimits
-from modelkeep_platform.limits.windows import Standing
+from modelkeep_platform.limits.bucket import Rate
+from modelkeep_platform.limits.rates import Standing
+from modelkeep_platform.limits.service import RequestLimits
+from modelkeep_platform.limits.store import LimitStore
 from modelkeep_platform.telemetry import logs
 from modelkeep_platform.telemetry.system import SystemClock
 
@@ -63,10 +67,13 @@ class NullRecorder:
 class NullLimits:
     """Counts nothing."""
 
-    _standing = Standing(limit=1, remaining=1, reset_s=1, allowed=True)
+    _standing = Standing("", Rate.of(1, burst_seconds=1), remaining=1, wait_s=1, allowed=True)
 
     def admit_now(self, caller: Caller) -> Standing:
         return self._standing
+
+    async def turn(self, caller: Caller) -> None:
+        return None
 
     @contextmanager
     def slot(self, caller: Caller) -> Iterator[None]:
@@ -100,11 +107,11 @@ def variants(platform: Platform) -> dict[str, Any]:
         "_limits": NullLimits(),
         "_watch": NullWatch(),
     }
-    limits = RequestLimits(
-        database=platform.ground.database,
-        clock=SystemClock(),
-        allowance=Allowance(tenant_requests=LIMITED_TO, principal_requests=LIMITED_TO, concurrent=256),
-        processes=lambda: 1,
+    small = TenantLimits(
+        requests_per_minute=LIMITED_TO,
+        principal_requests_per_minute=LIMITED_TO,
+        concurrent_requests=256,
+        principal_concurrent_requests=256,
     )
     return {
         "whole": whole,
@@ -114,11 +121,18 @@ def variants(platform: Platform) -> dict[str, Any]:
         "limits": without(_limits=NullLimits()),
         "watch": without(_watch=NullWatch()),
         "nothing": without(**nothing),
-        "limited": without(_limits=limits),
+        "default": without(_limits=_limits(platform, TenantLimits())),
+        "limited": without(_limits=_limits(platform, small)),
     }
 
 
-VARIANTS = ("whole", "authenticator", "decisions", "recorder", "limits", "watch", "nothing", "limited")
+VARIANTS = ("whole", "authenticator", "decisions", "recorder", "limits", "watch", "nothing", "default", "limited")
+
+
+def _limits(platform: Platform, limits: TenantLimits) -> RequestLimits:
+    ground = platform.ground
+    store = LimitStore(database=ground.database, defaults=limits, epoch=ground.epoch)
+    return RequestLimits(database=ground.database, clock=SystemClock(), limits=store, processes=lambda: 1)
 
 
 def _null_decisions(plane: Any) -> Callable[..., Any]:
@@ -138,6 +152,7 @@ def main(data: Path, ports: dict[str, int]) -> None:
     lines = logs.configure(level=settings.log_level, form=settings.log_format)
     platform = Platform(data=data, settings=settings, dropped_lines=lambda: lines.dropped)
     platform.start()
+    calm_collector()
     by_port = {ports[name]: app for name, app in variants(platform).items()}
     main_app = platform.edge.asgi
 

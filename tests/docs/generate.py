@@ -19,7 +19,6 @@ from modelkeep.cli.main import main as sdk_command
 from modelkeep_platform.access.shipped import OWN_SIDE, compiled
 from modelkeep_platform.app.settings import Settings
 from modelkeep_platform.cli.main import main as platform_command
-from modelkeep_platform.core import errors
 from modelkeep_platform.core.actions import GRANTABLE, PLATFORM_ACTIONS, Action
 from modelkeep_platform.core.callers import Role
 from modelkeep_platform.core.errors import ModelkeepError
@@ -486,6 +485,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-
-
-__all__ = ["BLOCKS", "FILES", "errors", "rendered", "rendered_file"]

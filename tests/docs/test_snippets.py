@@ -1,36 +1,25 @@
-"""Every Python block of every page runs, in order, against a real server; every command of a console block exists."""
+"""Every Python block of every page runs, in order, against a real server; every command that a text names exists."""
 
 import os
 import re
 import shlex
-import textwrap
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 
-from docs.generate import ROOT
+from docs.pages import COMMANDS, PAGES, blocks, check_command, name_of, within
 from modelkeep import Client
-from modelkeep.cli.main import main as sdk_command
-from modelkeep_platform.cli.main import main as platform_command
 from services.house import House, approve
 
 pytestmark = pytest.mark.e2e
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
-COMMANDS: dict[str, click.Command] = {"modelkeep": sdk_command, "modelkeep-platform": platform_command}
 PERSONS = {"acme": "acme-health-admin", "globex": "globex-inc-admin"}
-
-
-def blocks(page: Path, language: str) -> list[str]:
-    found = re.findall(rf"^( *)```{language}\n(.*?)^\1```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    return [textwrap.dedent(code) for _, code in found]
 
 
 WITH_PYTHON = [page for page in PAGES if blocks(page, "python")]
 
 
-@pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=name_of)
 def test_the_python_of_a_page_runs(page: Path, house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     client_id, secret = house.acme.secrets["developer"]
     for name, value in {
@@ -60,32 +49,11 @@ def test_the_python_of_a_page_runs(page: Path, house: House, tmp_path: Path, mon
                 value.close()
 
 
-def console_lines() -> list[tuple[str, str]]:
-    found = []
-    for page in PAGES:
-        for code in blocks(page, "console"):
-            joined = code.replace("\\\n", " ")
-            lines = [line[2:] for line in joined.splitlines() if line.startswith("$ ")]
-            found += [(str(page.relative_to(ROOT)), line) for line in lines if line.split()[0] in COMMANDS]
-    return found
-
-
-@pytest.mark.parametrize(("page", "line"), console_lines(), ids=lambda value: value[:60])
-def test_the_commands_of_a_page_exist(page: str, line: str) -> None:
-    words = shlex.split(line)
-    at: click.Command = COMMANDS[words[0]]
-    rest = words[1:]
-    while rest:
-        names = {option: one for one in at.params if isinstance(one, click.Option) for option in one.opts}
-        word = rest.pop(0)
-        if word.startswith("--"):
-            assert word in names, f"{page}: `{line}` has no option {word}"
-            if not names[word].is_flag:
-                rest.pop(0)
-        elif isinstance(at, click.Group):
-            assert word in at.commands, f"{page}: `{line}` names no command {word}"
-            at = at.commands[word]
-    assert not isinstance(at, click.Group), f"{page}: `{line}` is no whole command"
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_the_commands_that_a_page_names_exist(page: Path) -> None:
+    for line in within(page, *COMMANDS):
+        words = shlex.split(re.sub(r"[\[{(].*", "", line))
+        check_command(words, name_of(page), whole=False)
 
 
 def test_pages_keep_secrets_out() -> None:

@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from modelkeep.cli.main import main
+from modelkeep_platform.cli.main import main as platform
 from services.house import GRAPH, ROWS, SCHEMA, WEIGHTS, House, approve, job
 
 pytestmark = pytest.mark.e2e
@@ -181,3 +182,26 @@ def test_a_person_logs_in_and_out(house: House, tmp_path: Path, monkeypatch: pyt
     assert json.loads(after.stdout)["name"] == "acme-admin"
     assert "logged out" in person.run("logout").stderr
     assert person.run("whoami", status=1).stderr.startswith("error (login_required)")
+
+
+def test_limits_are_set_from_the_terminal_and_on_the_machine(house: House, tmp_path: Path) -> None:
+    operator = Terminal(house, tmp_path / "state", ("operator", house.made.operator_secret))
+    operator.run("tenants", "create", "small", "--name", "Small")
+    assert operator.json("tenants", "set-limits", "small", "members=3")["limits"]["members"]["value"] == 3
+    wrong = operator.run("tenants", "set-limits", "small", "memberz=3", status=1)
+    assert wrong.stderr.startswith("error (invalid_body)")
+
+    def here(*args: str, status: int = 0) -> Result:
+        result = CliRunner().invoke(platform, ["tenant", "limits", "--data", str(house.made.data), *args])
+        assert result.exit_code == status, result.output
+        return result
+
+    rows = [line.split() for line in here("small", "open_uploads=2").stdout.splitlines()]
+    assert ["members", "3", "1000", "0"] in rows
+    assert ["open_uploads", "2", "64", "0"] in rows
+    assert json.loads(here("small", "members=default", "--json").stdout)["limits"]["members"]["own"] is False
+    assert here("small", "memberz=3", status=1).stderr.startswith("error (invalid_limit): `memberz` is not a limit")
+    assert "NAME=NUMBER" in here("small", "members=many", status=2).stderr
+    assert here("never", status=1).stderr.startswith("error (not_found)")
+    # The server saw what was set beside it.
+    assert operator.json("tenants", "show", "small")["limits"]["open_uploads"]["value"] == 2

@@ -1,16 +1,21 @@
-"""Two server processes on one database: what one changes the other decides by, before the call returns."""
+"""Two servers, started apart, on one database: what one changes the other decides by, before the call returns."""
 
+import os
+import signal
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
 import pytest
 
 from modelkeep import Client, ClientCredentials
-from modelkeep.errors import AuthenticationError, ForbiddenError, NotFoundError
-from services.house import GRAPH, WEIGHTS, Installation, ServerProcess, Tenant, free_port, join, wait_until
+from modelkeep.errors import NotFoundError
+from modelkeep_platform.audit.integrator import LEASE_S
+from services.house import GRAPH, WEIGHTS, Installation, ServerProcess, Tenant, bare, free_port, join, wait_until
+from services.rates import check_rate
 
 pytestmark = pytest.mark.e2e
 
@@ -21,20 +26,18 @@ class Pair:
     def __init__(self, folder: Path) -> None:
         self.made = Installation(folder).init()
         self.first = ServerProcess(self.made).ready()
+        before = heartbeats(self.made)
         self.port = free_port()
         self.second = ServerProcess(self.made, options=("--port", str(self.port)))
         wait_until(lambda: answers(f"http://127.0.0.1:{self.port}"), "the second server")
+        (self.second_id,) = heartbeats(self.made) - before
         self.acme: Tenant = join(self.made, "acme")
         self.globex: Tenant = join(self.made, "globex")
         self.acme.clients["developer"].models.upload("model", graph=GRAPH, weights=WEIGHTS)
 
     def other(self, client: Client) -> httpx.Client:
         """Return a bare client of the second server with the token of `client`."""
-        session = client._session
-        assert session.auth is not None
-        token = client._driver.run(session.auth.token(session.site, rejected=None))
-        headers = {"authorization": f"Bearer {token}"}
-        return httpx.Client(base_url=f"http://127.0.0.1:{self.port}", headers=headers, timeout=30)
+        return bare(client, f"http://127.0.0.1:{self.port}")
 
     def close(self) -> None:
         for tenant in (self.acme, self.globex):
@@ -111,9 +114,28 @@ def test_a_rotated_signing_key_is_followed_by_both(pair: Pair) -> None:
         assert before.get("/v1/whoami").status_code == 200, "a token of the retired key is good until it is over"
 
 
+def test_limits_of_a_tenant_hold_on_both(pair: Pair) -> None:
+    with pair.made.operator() as operator, pair.other(pair.acme.clients["developer"]) as there:
+        for _ in range(3):
+            operator.tenants.set_limits("acme", {"serving_workers": 0})
+            refused = there.post("/v2/models/model/infer", json=INFER)
+            assert (refused.status_code, refused.headers["x-error-code"]) == (409, "serving_off")
+            operator.tenants.set_limits("acme", {"serving_workers": None})
+            assert there.post("/v2/models/model/infer", json=INFER).status_code == 200
+
+
+@pytest.mark.parametrize("share", [1, 4], ids=["evenly", "mostly on one"])
+def test_a_rate_is_shared_by_both(pair: Pair, share: int) -> None:
+    """Ask both as fast as they answer for some seconds; what passes is the rate, and the burst once."""
+    developer = pair.acme.clients["developer"]
+    with pair.other(developer) as there, bare(developer, pair.made.url) as here:
+        # A refusal waits 200 ms before it leaves: so many ask that some are always there.
+        check_rate(pair.made, "acme", [here] * share * 4 + [there] * 4)
+
+
 def test_a_dead_process_is_named_and_then_forgotten(pair: Pair, tmp_path: Path) -> None:
     third = ServerProcess(pair.made, options=("--port", str(free_port())))
-    wait_until(lambda: heartbeats(pair.made) == 3, "the third server's heartbeat")
+    wait_until(lambda: len(heartbeats(pair.made)) == 3, "the third server's heartbeat")
     third.kill()
     admin = pair.acme.admin
     with pair.other(admin) as there:
@@ -127,13 +149,8 @@ def test_a_dead_process_is_named_and_then_forgotten(pair: Pair, tmp_path: Path) 
         wait_until(lambda: quick(there, body), "the dead process to be forgotten", timeout_s=10)
 
 
-def heartbeats(made: Installation) -> int:
-    connection = sqlite3.connect(made.data / "platform.db")
-    try:
-        count: int = connection.execute("SELECT count(*) FROM server_processes").fetchone()[0]
-    finally:
-        connection.close()
-    return count
+def heartbeats(made: Installation) -> set[str]:
+    return {str(row[0]) for row in ask(made, "SELECT id FROM server_processes")}
 
 
 def quick(there: httpx.Client, body: Mapping[str, object]) -> bool:
@@ -142,30 +159,97 @@ def quick(there: httpx.Client, body: Mapping[str, object]) -> bool:
     return "x-modelkeep-unacknowledged" not in answer.headers
 
 
-def test_one_log_and_the_lease_moves(pair: Pair) -> None:
+@contextmanager
+def hung(pair: Pair) -> Iterator[None]:
+    """Let the second server hang, as a machine does that swaps; it does not hold the database's lock."""
+    pid = pair.second.process.pid
+    while True:
+        os.kill(pid, signal.SIGSTOP)
+        connection = sqlite3.connect(pair.made.data / "platform.db", timeout=0.2, isolation_level=None)
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            os.kill(pid, signal.SIGCONT)
+            continue
+        finally:
+            connection.close()
+        break
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def revoke(pair: Pair, here: httpx.Client) -> httpx.Response:
+    (grant,) = pair.acme.admin.grants.list()
+    return here.delete(f"/v1/grants/{grant.id}")
+
+
+def suspend(pair: Pair, here: httpx.Client) -> httpx.Response:
+    return here.post("/v1/tenants/globex/suspend")
+
+
+def forbid(pair: Pair, here: httpx.Client) -> httpx.Response:
+    text = '@id("no") forbid(principal, action == Modelkeep::Action::"model:read", resource);'
+    return here.post("/v1/policies", json={"text": text})
+
+
+@pytest.mark.parametrize("change", [revoke, suspend, forbid], ids=["revoked", "suspended", "re-policied"])
+def test_a_process_that_hangs_is_named_and_refuses_when_it_wakes(
+    pair: Pair, change: Callable[[Pair, httpx.Client], httpx.Response]
+) -> None:
+    admin = pair.acme.admin
+    first = next(policy.version for policy in admin.policies.list() if policy.state == "active")
+    grant = admin.grants.create("model", "model", grantee="globex", actions=["model:read"])
+    with (
+        pair.made.operator() as operator,
+        pair.other(pair.globex.clients["developer"]) as there,
+        bare(operator if change is suspend else admin, pair.made.url) as here,
+    ):
+        assert there.get("/v1/models/acme~model").status_code == 200
+        with hung(pair):
+            started = time.monotonic()
+            answer = change(pair, here)
+            took_s = time.monotonic() - started
+        # At once: what it knew is older than a second, and may not be used.
+        woken = there.get("/v1/models/acme~model")
+        assert answer.status_code in (200, 201, 204), answer.text
+        assert answer.headers["x-modelkeep-unacknowledged"] == pair.second_id
+        assert took_s < 2.5
+        assert woken.status_code in (401, 403, 404, 503), woken.text
+        wait_until(lambda: there.get("/v1/models/acme~model").status_code in (401, 403, 404), "a refusal")
+        operator.tenants.resume("globex")
+        admin.policies.activate(first)
+        with suppress(NotFoundError):
+            admin.grants.revoke(grant.id)
+
+
+def test_one_log_whose_integrator_moves_when_its_holder_is_killed(pair: Pair) -> None:
     admin = pair.acme.admin
     before = admin.audit.verify()
     with pair.other(admin) as there:
         request_id = there.get("/v1/models/never").headers["x-request-id"]
-    entry = admin.audit.wait_for(request_id)
-    assert entry.outcome == "denied"
-    assert admin.audit.verify().size > before.size
+        assert admin.audit.wait_for(request_id).outcome == "denied"
+        size = admin.audit.verify().size
+        assert size > before.size
+        # It has held the lease since it started alone.
+        holder = lease(pair.made)
+        pair.first.kill()
+        denied = there.get("/v1/models/gone").headers["x-request-id"]
+        wait_until(lambda: lease(pair.made) != holder, "the lease to move", timeout_s=LEASE_S + 5)
+    pair.first = ServerProcess(pair.made).ready()
+    assert admin.audit.wait_for(denied).outcome == "denied"
+    assert admin.audit.verify().size > size
+    assert lease(pair.made) != holder
 
 
-def test_workers_share_one_address(tmp_path: Path) -> None:
-    made = Installation(tmp_path).init()
-    server = ServerProcess(made, options=("--workers", "2")).ready()
+def lease(made: Installation) -> str:
+    return str(ask(made, "SELECT holder FROM audit_lease")[0][0])
+
+
+def ask(made: Installation, question: str) -> list[tuple[object, ...]]:
+    connection = sqlite3.connect(made.data / "platform.db")
     try:
-        tenant = join(made, "acme")
-        developer = tenant.clients["developer"]
-        developer.models.upload("model", graph=GRAPH, weights=WEIGHTS)
-        for _ in range(5):
-            assert developer.predict("model", [[1.0, 1.0]]) == [[3.5, 6.5]]
-        with pytest.raises(NotFoundError):
-            developer.models.get("never")
-        with pytest.raises((ForbiddenError, AuthenticationError)):
-            developer.members.list()
-        for client in (tenant.admin, *tenant.clients.values()):
-            client.close()
+        return connection.execute(question).fetchall()
     finally:
-        assert server.stop() == 0
+        connection.close()

@@ -33,8 +33,10 @@ from services.house import (
     approve,
     free_port,
     job,
+    token_of,
     wait_until,
 )
+from services.processes import children
 
 pytestmark = pytest.mark.e2e
 
@@ -113,9 +115,7 @@ class Scenario:
         self.played.tenant = tenant.id
         self.hidden |= {"user code": prompts[0], "client secret": account.client_secret}
         for name, client in (("admin token", admin), ("app token", app)):
-            session = client._session
-            assert session.auth is not None
-            self.hidden[name] = client._driver.run(session.auth.token(session.site, rejected=None))
+            self.hidden[name] = token_of(client)
         return admin, app
 
     def work(self, app: Client) -> None:
@@ -270,8 +270,7 @@ def test_the_public_address_serves_no_metrics(tmp_path: Path) -> None:
         wait_until(lambda: serves(port) and serves(port + 1), "both processes' metrics")
         # Whoever takes the place of a process that died takes its port, too.
         pid = server.process.pid
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        os.kill(int(children[0]), signal.SIGKILL)
+        os.kill(children(pid)[0], signal.SIGKILL)
         wait_until(lambda: not (serves(port) and serves(port + 1)), "one to be gone")
         wait_until(lambda: serves(port) and serves(port + 1), "both again", timeout_s=60)
     finally:

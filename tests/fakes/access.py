@@ -5,9 +5,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import sqlalchemy as sa
-
-from fakes.core import ACME, GLOBEX, FakeClock, FakeEntropy, FakeRecorder
+from fakes.core import ACME, GLOBEX, FakeClock, FakeEntropy, FakeLimits, FakeRecorder
+from fakes.storage import fresh
 from modelkeep_platform.access.grants import GrantService
 from modelkeep_platform.access.policies import PolicyService
 from modelkeep_platform.access.service import PolicyAuthorizer
@@ -19,9 +18,7 @@ from modelkeep_platform.core.ids import ObjectId, TenantId
 from modelkeep_platform.core.refs import Kind, ResourceRef, missing
 from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.epoch import EpochWatcher
-from modelkeep_platform.storage.schema import metadata
 from modelkeep_platform.storage.tables.access import active_policies, grants, policy_versions
-from modelkeep_platform.storage.tables.epoch import epoch
 from modelkeep_platform.storage.transactions import System
 
 INITECH = TenantId("cccccccc-0000-4000-8000-000000000003")
@@ -35,12 +32,7 @@ _NAMES = {(ACME, "m"): MODEL, (ACME, "d"): DATASET, (GLOBEX, "m"): FOREIGN}
 
 def quick_database(path: Path) -> Database:
     """Make a database with every table that does not wait for the disk: what is durable is tested elsewhere."""
-    database = Database(f"sqlite:///{path}")
-    sa.event.listen(database.engine, "connect", lambda connection, _: connection.execute("PRAGMA synchronous=OFF"))
-    metadata.create_all(database.engine)
-    with database.platform() as tx:
-        tx.execute(sa.insert(epoch).values(id=1, number=1))
-    return database
+    return fresh(f"sqlite:///{path}", durable=False)
 
 
 class Names:
@@ -60,11 +52,22 @@ class Process:
         self.epoch = EpochWatcher(database=database, clock=clock)
         self.epoch.refresh()
         self.store = AccessStore(database=database)
+        self.limits = FakeLimits()
         self.authorizer = PolicyAuthorizer(
-            database=database, store=self.store, recorder=recorder, epoch=self.epoch, clock=clock
+            database=database,
+            store=self.store,
+            recorder=recorder,
+            epoch=self.epoch,
+            clock=clock,
+            limits=self.limits,
         )
         self.policies = PolicyService(
-            database=database, authorizer=self.authorizer, recorder=recorder, epoch=self.epoch, clock=clock
+            database=database,
+            authorizer=self.authorizer,
+            recorder=recorder,
+            epoch=self.epoch,
+            clock=clock,
+            limits=self.limits,
         )
         self.grants = GrantService(
             database=database,

@@ -15,6 +15,9 @@ class AsgiClient:
         base_url: where it believes to be.
     """
 
+    address = "127.0.0.1"
+    """From where the next request comes."""
+
     def __init__(self, app: ASGIApp, *, base_url: str) -> None:
         self._app = app
         self._base_url = base_url
@@ -30,7 +33,7 @@ class AsgiClient:
         return self.request("POST", path, **options)
 
     async def _request(self, method: str, path: str, options: dict[str, Any]) -> httpx.Response:
-        transport = httpx.ASGITransport(self._app)
+        transport = httpx.ASGITransport(self._app, client=(self.address, 123))
         async with httpx.AsyncClient(transport=transport, base_url=self._base_url, cookies=self.cookies) as client:
             answer = await client.request(method, path, **options)
             self.cookies = client.cookies

@@ -1,6 +1,7 @@
 """The audit room over a real database: recorder, integrator, reader, and hands that write behind their backs."""
 
 import base64
+import json
 from typing import Any
 
 import sqlalchemy as sa
@@ -24,8 +25,10 @@ from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.callers import Role
 from modelkeep_platform.core.events import Event, Outcome
 from modelkeep_platform.core.ids import PLATFORM, ObjectId
+from modelkeep_platform.core.ports import Transaction
 from modelkeep_platform.core.refs import Kind, ResourceRef
 from modelkeep_platform.storage.database import Database
+from modelkeep_platform.storage.tables.audit import audit_entries
 
 ORIGIN = "modelkeep.test/log"
 MODEL = ResourceRef(owner=ACME, kind=Kind.MODEL, object_id=ObjectId("mdl_1"))
@@ -78,6 +81,29 @@ class Log:
         with self.database.platform() as tx:
             for statement in statements:
                 tx.execute(statement)
+
+
+class CommittedLog:
+    """A recorder that is asked what of it was committed: what a transaction took back is not in it."""
+
+    def __init__(self, database: Database, clock: FakeClock) -> None:
+        self._database = database
+        sealer = FakeSealer()
+        sealer.keys |= {(ACME, AUDIT_KEY), (GLOBEX, AUDIT_KEY)}
+        self._log = AuditLog(database=database, sealer=sealer, clock=clock, entropy=FakeEntropy(7))
+
+    def record(self, tx: Transaction, event: Event) -> None:
+        self._log.record(tx, event)
+
+    def record_soon(self, event: Event) -> None:
+        self._log.record_soon(event)
+
+    def entries(self, *actions: str) -> list[dict[str, Any]]:
+        """Return the entries of these actions, by default all, in their order."""
+        with self._database.platform(read_only=True) as tx:
+            rows = tx.all(sa.select(audit_entries.c.body).order_by(audit_entries.c.seq))
+        found = [json.loads(row["body"]) for row in rows]
+        return [entry for entry in found if not actions or entry["action"] in actions]
 
 
 def event(**changes: object) -> Event:

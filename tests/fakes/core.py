@@ -10,6 +10,7 @@ from modelkeep_platform.core.decisions import Attributes, Decision
 from modelkeep_platform.core.errors import ForbiddenError, IntegrityError, NotFoundError
 from modelkeep_platform.core.events import Event
 from modelkeep_platform.core.ids import ObjectId, PrincipalId, RequestId, TenantId
+from modelkeep_platform.core.limits import TenantLimits
 from modelkeep_platform.core.ports import Transaction
 from modelkeep_platform.core.refs import ResourceRef
 from modelkeep_platform.core.sealing import Purpose, Suite
@@ -29,6 +30,9 @@ class FakeClock:
 
     def monotonic_s(self) -> float:
         return self.time_s
+
+    def not_before(self, seconds: int) -> None:
+        self.time_s = max(self.time_s, float(seconds))
 
     def advance(self, seconds: float) -> None:
         self.time_s += seconds
@@ -72,18 +76,37 @@ class FakeEpoch:
         self.number += 1
 
 
+class FakeLimits:
+    """The same limits for every tenant, but for those of `own`; never read from anywhere."""
+
+    def __init__(self, **limits: int) -> None:
+        self.defaults = TenantLimits(**limits)
+        self.own: dict[TenantId, TenantLimits] = {}
+        self.known = True
+
+    def of(self, tenant: TenantId) -> TenantLimits:
+        return self.own.get(tenant, self.defaults)
+
+    def cached(self, tenant: TenantId) -> TenantLimits | None:
+        return self.of(tenant) if self.known else None
+
+    def last_known(self, tenant: TenantId) -> TenantLimits:
+        return self.of(tenant)
+
+
 class FakeAuthorizer:
-    """Allows the owner everything that `rule` does not refuse; foreign and missing look the same."""
+    """Allows the owner, and whom `granted` names, what `rule` does not refuse; foreign and missing look the same."""
 
     def __init__(self, rule: Callable[[Caller, Action, ResourceRef], bool] | None = None) -> None:
         self.rule = rule or (lambda _caller, _action, _ref: True)
+        self.granted: set[tuple[TenantId, Action, ObjectId]] = set()
         self.asked: list[tuple[Action, ResourceRef]] = []
 
     def require(
         self, caller: Caller, action: Action, ref: ResourceRef, attributes: Attributes | None = None
     ) -> Decision:
         self.asked.append((action, ref))
-        if ref.is_missing or ref.owner != caller.tenant:
+        if not self._visible(caller, action, ref):
             raise NotFoundError("there is no such object, or you may not see it")
         if not self.rule(caller, action, ref):
             raise ForbiddenError("policy denies this", details={"reasons": ["test rule"]})
@@ -92,7 +115,11 @@ class FakeAuthorizer:
         )
 
     def allows(self, caller: Caller, action: Action, ref: ResourceRef, attributes: Attributes | None = None) -> bool:
-        return not ref.is_missing and ref.owner == caller.tenant and self.rule(caller, action, ref)
+        return self._visible(caller, action, ref) and self.rule(caller, action, ref)
+
+    def _visible(self, caller: Caller, action: Action, ref: ResourceRef) -> bool:
+        own = ref.owner == caller.tenant
+        return not ref.is_missing and (own or (caller.tenant, action, ref.object_id) in self.granted)
 
 
 class FakeSealer:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fakes.core import FakeClock, FakeEntropy, FakeEpoch, FakeRecorder
+from fakes.core import FakeClock, FakeEntropy, FakeEpoch, FakeLimits, FakeRecorder
 from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.callers import Caller
 from modelkeep_platform.core.errors import UnauthenticatedError
@@ -16,7 +16,7 @@ from modelkeep_platform.http.idempotency import IdempotencyStore
 from modelkeep_platform.http.management import Management
 from modelkeep_platform.http.routing import Endpoint
 from modelkeep_platform.http.v2 import DataPlane
-from modelkeep_platform.limits.service import Allowance, RequestLimits
+from modelkeep_platform.limits.service import RequestLimits
 from modelkeep_platform.models.values import ServableVersion
 from modelkeep_platform.serving.tensors import Tensor
 from modelkeep_platform.storage.database import Database
@@ -173,12 +173,12 @@ class Edge:
         self.tokens, self.noted, self.versions, self.serving = Tokens(), Noted(), Versions(), Echo()
         self.recorder, self.epoch = FakeRecorder(), FakeEpoch()
         self.closed = 0
-        allowance = Allowance(tenant_requests=10_000, principal_requests=10_000, concurrent=8)
-        limits = RequestLimits(database=database, clock=clock, allowance=allowance, processes=lambda: 1)
+        self.limits = FakeLimits(concurrent_requests=8)
+        limits = RequestLimits(database=database, clock=clock, limits=self.limits, processes=lambda: 1)
         self.management = Management(
             endpoints=endpoints,
             authenticator=self.tokens,
-            idempotency=IdempotencyStore(database=database, clock=clock),
+            idempotency=IdempotencyStore(database=database, clock=clock, limits=self.limits),
             base_url=BASE,
             limits=limits,
             notes=self.noted,

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 
-from fakes.core import FakeAuthorizer, FakeClock, FakeEntropy, FakeRecorder, FakeSealer, operator_caller
+from fakes.core import FakeAuthorizer, FakeClock, FakeEntropy, FakeLimits, FakeRecorder, FakeSealer, operator_caller
 from modelkeep_platform.core.callers import Caller, OperatorCaller, Role, TenantCaller
 from modelkeep_platform.core.ids import ObjectId, RequestId, TenantId
 from modelkeep_platform.core.secrets import SecretBytes
@@ -106,7 +106,9 @@ class IdentityRoom:
         self.guesses = GuessLimit(database=database, clock=clock)
         self.issuer = self.new_issuer()
         self.authenticator = self.new_authenticator()
+        self.limits = FakeLimits()
         self.members = MemberService(
+            limits=self.limits,
             database=database,
             memberships=self.memberships,
             links=self.links,
@@ -117,6 +119,7 @@ class IdentityRoom:
             entropy=self.entropy,
         )
         self.accounts = ServiceAccountService(
+            limits=self.limits,
             database=database,
             memberships=self.memberships,
             authorizer=self.authorizer,

@@ -15,26 +15,38 @@ from fakes.core import (
     FakeClock,
     FakeEntropy,
     FakeEpoch,
+    FakeLimits,
     FakeRecorder,
     FakeSealer,
     tenant_caller,
 )
 from modelkeep_platform.core.callers import TenantCaller
-from modelkeep_platform.core.ids import PrincipalId, TenantId
+from modelkeep_platform.core.ids import ObjectId, PrincipalId, TenantId
+from modelkeep_platform.core.ports import Transaction
+from modelkeep_platform.core.refs import Kind
 from modelkeep_platform.datasets.service import DatasetService
+from modelkeep_platform.datasets.service import drop_pending as drop_dataset
 from modelkeep_platform.jobs.queue import JobQueue
+from modelkeep_platform.models.rows import drop_pending as drop_version
 from modelkeep_platform.models.service import ModelService
 from modelkeep_platform.models.trained import TrainedModels
 from modelkeep_platform.models.versions import Versions
 from modelkeep_platform.privacy.ledger import BudgetLedger
 from modelkeep_platform.storage.blobs import BlobStore
 from modelkeep_platform.storage.database import Database
+from modelkeep_platform.storage.tables.keys import wrapped_deks, wrapped_keks
+from modelkeep_platform.storage.transactions import PlatformTransaction, TenantTransaction
 from modelkeep_platform.training.dispatcher import Dispatcher, Runner
+from modelkeep_platform.training.endings import JobEndings
 from modelkeep_platform.training.entitlement import Entitlement
 from modelkeep_platform.training.run import Parts
 from modelkeep_platform.training.service import TrainingService
 from modelkeep_platform.training.values import TrainingJob
-from modelkeep_platform.uploads.service import Upload, UploadService
+from modelkeep_platform.uploads.artifacts import Artifacts
+from modelkeep_platform.uploads.endings import UploadEndings
+from modelkeep_platform.uploads.orphans import Orphans
+from modelkeep_platform.uploads.rows import Upload
+from modelkeep_platform.uploads.service import UploadService
 from modelkeep_platform.workers.channel_sync import SyncChannel
 from modelkeep_platform.workers.child import READY
 from modelkeep_platform.workers.errors import WorkerDiedError, WorkerError
@@ -54,6 +66,32 @@ class Slugs:
         return next(slug for slug, known in SLUGS.items() if known == tenant)
 
 
+class StoredSealer(FakeSealer):
+    """Keeps a row of every key, as the real one does: what looks for bytes without a key looks there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._tenants: set[TenantId] = set()
+
+    def create_key(self, tx: Transaction, owner: TenantId, object_id: ObjectId) -> None:
+        super().create_key(tx, owner, object_id)
+        owned = self._owned(tx, owner)
+        if owner not in self._tenants:
+            self._tenants.add(owner)
+            owned.insert(wrapped_keks, version=1, root_id="root", wrapped=b"", created_at=1)
+        owned.insert(wrapped_deks, object_id=object_id, kek_version=1, wrapped=b"", created_at=1)
+
+    def destroy_key(self, tx: Transaction, owner: TenantId, object_id: ObjectId) -> None:
+        super().destroy_key(tx, owner, object_id)
+        owned = self._owned(tx, owner)
+        owned.change(owned.delete(wrapped_deks).where(wrapped_deks.c.object_id == object_id))
+
+    @staticmethod
+    def _owned(tx: Transaction, owner: TenantId) -> TenantTransaction:
+        assert isinstance(tx, PlatformTransaction | TenantTransaction)
+        return tx.as_tenant(owner) if isinstance(tx, PlatformTransaction) else tx
+
+
 class Ground:
     """What every room stands on: real storage and uploads, the ports of `core` faked."""
 
@@ -61,16 +99,33 @@ class Ground:
         self, database: Database, blobs: BlobStore, clock: FakeClock, entropy: FakeEntropy, recorder: FakeRecorder
     ) -> None:
         self.database, self.blobs, self.clock, self.entropy, self.recorder = database, blobs, clock, entropy, recorder
-        self.sealer, self.authorizer, self.epoch = FakeSealer(), FakeAuthorizer(), FakeEpoch()
+        self.sealer, self.authorizer, self.epoch = StoredSealer(), FakeAuthorizer(), FakeEpoch()
+        self.artifacts = Artifacts(blobs=blobs, sealer=self.sealer)
+        self.upload_endings = UploadEndings(
+            database=database,
+            artifacts=self.artifacts,
+            drops={
+                Kind.MODEL: lambda tx, upload: drop_version(tx, self.sealer, upload.object_id, upload.version),
+                Kind.DATASET: lambda tx, upload: drop_dataset(tx, self.sealer, upload.object_id),
+            },
+            sealer=self.sealer,
+            recorder=recorder,
+            clock=clock,
+        )
+        self.limits = FakeLimits()
         self.uploads = UploadService(
             database=database,
-            blobs=blobs,
+            artifacts=self.artifacts,
+            endings=self.upload_endings,
             sealer=self.sealer,
+            recorder=recorder,
             clock=clock,
             entropy=entropy,
             authorizer=self.authorizer,
+            limits=self.limits,
         )
         self.versions = Versions(database=database, sealer=self.sealer)
+        self.orphans = Orphans(database=database, blobs=blobs)
 
     def make_models(self) -> ModelService:
         """Return a registry of models."""
@@ -78,22 +133,23 @@ class Ground:
             database=self.database,
             authorizer=self.authorizer,
             recorder=self.recorder,
-            uploads=self.uploads,
+            artifacts=self.artifacts,
+            endings=self.upload_endings,
             versions=self.versions,
             tenants=Slugs(),
             epoch=self.epoch,
+            limits=self.limits,
         )
 
     def make_trained(self) -> TrainedModels:
         """Return what takes trained versions."""
         return TrainedModels(
-            database=self.database,
             recorder=self.recorder,
-            uploads=self.uploads,
+            artifacts=self.artifacts,
+            sealer=self.sealer,
             versions=self.versions,
             clock=self.clock,
             entropy=self.entropy,
-            epoch=self.epoch,
         )
 
 
@@ -110,6 +166,8 @@ class DataRoom(Ground):
             authorizer=self.authorizer,
             recorder=recorder,
             uploads=self.uploads,
+            endings=self.upload_endings,
+            artifacts=self.artifacts,
             ledger=self.ledger,
             tenants=Slugs(),
             clock=clock,
@@ -151,9 +209,19 @@ class TrainingRoom(DataRoom):
         self, database: Database, blobs: BlobStore, clock: FakeClock, entropy: FakeEntropy, recorder: FakeRecorder
     ) -> None:
         super().__init__(database, blobs, clock, entropy, recorder)
-        self.queue = JobQueue(clock=clock, entropy=entropy)
+        self.queue = JobQueue(clock=clock, entropy=entropy, limits=self.limits)
         self.models, self.trained = self.make_models(), self.make_trained()
         self.principals = FakePrincipals()
+        self.job_endings = JobEndings(
+            database=database,
+            queue=self.queue,
+            ledger=self.ledger,
+            trained=self.trained,
+            artifacts=self.artifacts,
+            sealer=self.sealer,
+            recorder=recorder,
+            epoch=self.epoch,
+        )
         self.training = TrainingService(
             uploads=self.uploads,
             database=database,
@@ -164,6 +232,7 @@ class TrainingRoom(DataRoom):
             datasets=self.datasets,
             models=self.models,
             sealer=self.sealer,
+            endings=self.job_endings,
         )
 
     def dispatcher(self, runner: Runner, *, max_job_s: float = 60.0) -> Dispatcher:
@@ -176,13 +245,13 @@ class TrainingRoom(DataRoom):
                 datasets=self.datasets,
                 models=self.models,
                 trained=self.trained,
-                uploads=self.uploads,
+                artifacts=self.artifacts,
                 sealer=self.sealer,
-                entitlement=Entitlement(principals=self.principals, authorizer=self.authorizer),
+                entitlement=Entitlement(principals=self.principals, authorizer=self.authorizer, models=self.models),
+                endings=self.job_endings,
                 epoch=self.epoch,
                 max_job_s=max_job_s,
             ),
-            recorder=self.recorder,
             runner=runner,
             entropy=self.entropy,
         )
@@ -299,26 +368,36 @@ class ScriptedRunner:
 
 def hear_brief(channel: SyncChannel) -> tuple[dict[str, Any], bytes]:
     """Take a job's brief as a worker does; return its fields and the rows."""
+    fields, sent = hear_all(channel)
+    return fields, sent["rows"]
+
+
+def hear_all(channel: SyncChannel) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Take a job's brief; return its fields, and what was streamed by kind."""
     job = channel.receive()
-    kinds, rows = (["rows", "weights"] if job.fields["base"] else ["rows"]), b""
+    kinds = ["rows"]
+    if job.fields["begin"] or job.fields["base"]:
+        kinds.append("state" if job.fields["begin"] else "weights")
+    sent = dict.fromkeys(kinds, b"")
     for kind in kinds:
         while not (frame := channel.receive()).fields["last"]:
-            rows += bytes(frame.buffers[0]) if kind == "rows" else b""
-    return dict(job.fields), rows
+            assert frame.kind == kind
+            sent[kind] += bytes(frame.buffers[0])
+    return dict(job.fields), sent
 
 
-def ask(channel: SyncChannel, number: int, steps: int) -> None:
-    """Ask for a segment and wait for its charge."""
+def ask(channel: SyncChannel, number: int, steps: int) -> str:
+    """Ask for a segment, wait for its charge, and return what is answered: go or stop."""
     channel.send(Frame(kind="segment", fields={"number": number, "steps": steps}))
-    channel.receive()
+    return channel.receive().kind
 
 
 def honest(channel: SyncChannel) -> None:
-    """Run every step as declared and send zeros as weights."""
+    """Run every step that is left as declared and send zeros as weights."""
     fields, _ = hear_brief(channel)
     steps, size = fields["spec"]["steps"], fields["segment_steps"]
-    for number, begin in enumerate(range(0, steps, size)):
-        ask(channel, number, min(size, steps - begin))
+    for begin in range(fields["begin"], steps, size):
+        ask(channel, begin // size, min(size, steps - begin))
     finish(channel, fields)
 
 
@@ -333,7 +412,8 @@ def say_done(channel: SyncChannel, fields: Mapping[str, Any], **ran: object) -> 
     plan = fields["plan"]
     done = {}
     if plan is not None:
-        done = {key: plan[key] for key in ("steps", "noise_multiplier", "sample_rate", "clip_norm")} | ran
+        done = {key: plan[key] for key in ("steps", "noise_multiplier", "sample_rate", "clip_norm")}
+        done = done | {"steps": plan["steps"] - fields["begin"]} | ran
     channel.send(Frame(kind="done", fields=done))
 
 
@@ -344,11 +424,16 @@ def send_blob(channel: SyncChannel, data: bytes, *, step: int = 0) -> None:
     channel.send(Frame(kind="blob", fields={"step": step, "last": True}))
 
 
-def zeros() -> bytes:
-    """A safetensors file with the weights of `small_graph`, all zero."""
+def send_checkpoint(channel: SyncChannel, step: int) -> None:
+    """Send what it takes to go on after `step` with the optimizer `sgd`: zeros."""
+    send_blob(channel, zeros("weights/"), step=step)
+
+
+def zeros(prefix: str = "") -> bytes:
+    """A safetensors file with the weights of `small_graph`, all zero, their names after `prefix`."""
     header = {
-        "bias": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
-        "weight": {"dtype": "F32", "shape": [2, 2], "data_offsets": [8, 24]},
+        f"{prefix}bias": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+        f"{prefix}weight": {"dtype": "F32", "shape": [2, 2], "data_offsets": [8, 24]},
     }
     text = json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + bytes(24)

@@ -4,9 +4,11 @@ import hashlib
 
 import sqlalchemy as sa
 
-from fakes.core import ACME, GLOBEX, FakeAuthorizer, FakeClock, FakeEntropy, tenant_caller
+from fakes.audit import CommittedLog
+from fakes.core import ACME, GLOBEX, FakeAuthorizer, FakeClock, FakeEntropy, FakeLimits, tenant_caller
 from fakes.faulty_blobs import FaultyBlobs, MemoryBlobs
 from fakes.root_keys import FakeRootKey
+from fakes.storage import fresh
 from modelkeep_platform.core.callers import TenantCaller
 from modelkeep_platform.core.ids import PLATFORM, ObjectId, TenantId
 from modelkeep_platform.core.refs import Kind
@@ -14,11 +16,13 @@ from modelkeep_platform.core.sealing import Purpose
 from modelkeep_platform.keys.roots.port import RootKey
 from modelkeep_platform.keys.service import KeyService
 from modelkeep_platform.storage.database import Database
-from modelkeep_platform.storage.schema import metadata
 from modelkeep_platform.storage.tables.keys import wrapped_deks, wrapped_keks
 from modelkeep_platform.storage.tables.uploads import upload_parts, uploads
 from modelkeep_platform.storage.transactions import System
-from modelkeep_platform.uploads.service import Upload, UploadService
+from modelkeep_platform.uploads.artifacts import Artifacts
+from modelkeep_platform.uploads.endings import UploadEndings
+from modelkeep_platform.uploads.rows import Upload
+from modelkeep_platform.uploads.service import UploadService
 
 BY = System(reason="a test")
 PART_BYTES = 64
@@ -36,6 +40,8 @@ class SealedRoom:
     def __init__(self, database: Database, clock: FakeClock, root: RootKey | None = None) -> None:
         self.database, self.clock, self.root = database, clock, root or FakeRootKey()
         self.entropy, self.authorizer = FakeEntropy(), FakeAuthorizer()
+        self.recorder = CommittedLog(database, clock)
+        self.dropped: list[str] = []
         self.memory = MemoryBlobs()
         self.blobs = FaultyBlobs(self.memory)
         self.keys, self.uploads = self.restarted()
@@ -46,13 +52,25 @@ class SealedRoom:
     def restarted(self) -> tuple[KeyService, UploadService]:
         """Start again: nothing is remembered that is not in the database or the store."""
         self.keys = KeyService(database=self.database, root=self.root, clock=self.clock, entropy=self.entropy)
+        self.artifacts = Artifacts(blobs=self.blobs, sealer=self.keys)
+        self.endings = UploadEndings(
+            database=self.database,
+            artifacts=self.artifacts,
+            drops={Kind.MODEL: lambda _tx, upload: self.dropped.append(upload.id)},
+            sealer=self.keys,
+            recorder=self.recorder,
+            clock=self.clock,
+        )
         self.uploads = UploadService(
             database=self.database,
-            blobs=self.blobs,
+            artifacts=self.artifacts,
+            endings=self.endings,
             sealer=self.keys,
+            recorder=self.recorder,
             clock=self.clock,
             entropy=self.entropy,
             authorizer=self.authorizer,
+            limits=FakeLimits(),
         )
         return self.keys, self.uploads
 
@@ -95,8 +113,17 @@ class SealedRoom:
     def complete(self, upload: Upload, caller: TenantCaller | None = None) -> None:
         """Complete as a registry does: check, then one transaction."""
         self.uploads.check_complete(caller or tenant_caller(), upload.id)
+        self.finish(upload, caller)
+
+    def finish(self, upload: Upload, caller: TenantCaller | None = None) -> None:
+        """Make the object visible, in one transaction."""
         with self.database.tenant(upload.owner, by=BY) as tx:
-            self.uploads.finish(tx, upload.id)
+            self.endings.complete(tx, upload, by=caller or tenant_caller())
+
+    def forget(self, object_id: str = "mdl_1", owner: TenantId = ACME) -> None:
+        """Delete an object's key, as its deletion does."""
+        with self.database.tenant(owner, by=BY) as tx:
+            self.endings.forget(tx, ObjectId(object_id), by=tenant_caller(owner))
 
     def upload(self, data: bytes, *, object_id: str = "mdl_1", version: int = 1, create_key: bool = True) -> Upload:
         """Upload `data` from beginning to end."""
@@ -108,7 +135,7 @@ class SealedRoom:
 
     def read(self, object_id: str = "mdl_1", version: int = 1, owner: TenantId = ACME) -> bytes:
         """Return an artifact's plaintext."""
-        return b"".join(self.uploads.read(owner, ObjectId(object_id), version, Purpose.WEIGHTS))
+        return b"".join(self.artifacts.read(owner, ObjectId(object_id), version, Purpose.WEIGHTS))
 
     def rows(self, table: sa.Table) -> list[dict[str, object]]:
         """Return every row of a table."""
@@ -123,9 +150,7 @@ class SealedRoom:
 
 def memory_database() -> Database:
     """A database in memory with every table."""
-    database = Database("sqlite:///:memory:")
-    metadata.create_all(database.engine)
-    return database
+    return fresh("sqlite:///:memory:")
 
 
 def parts_of(data: bytes) -> list[bytes]:

@@ -206,8 +206,8 @@ class FakePlatform:
                 return answer_json(states.pop(0) if len(states) > 1 else states[0])
             case ("GET", "v2", "models", name, *_):
                 return answer_json({**self._model(name)["metadata"], "name": name})
-            case ("POST", "v2", "models", name, *_, "infer"):
-                return self._infer(name, body)
+            case ("POST", "v2", "models", name, *at, "infer"):
+                return self._infer(name, at[-1] if at and at[-1].isdigit() else "1", body)
             case ("GET", "v1", "audit", *rest):
                 return self._audit(request, rest)
             case ("GET", "v1", name) if name in self.lists:
@@ -246,9 +246,12 @@ class FakePlatform:
         return found
 
     def _new_version(self, name: str, body: dict[str, Any]) -> httpx.Response:
-        upload = self._begin("model", body["weights_bytes"], body["weights_sha256"])
+        number = len(self.models.get(name, {"versions": {}})["versions"]) + 1
+        upload = self._begin(
+            "model", body["weights_bytes"], body["weights_sha256"], object_id=f"m-{name}", version=number
+        )
         upload["done"] = lambda data: self._finish_model(name, body, data)
-        return answer_json({"model_id": "m-1", "version": 1, "upload": shown_upload(upload)}, status=201)
+        return answer_json({"model_id": f"m-{name}", "version": number, "upload": shown_upload(upload)}, status=201)
 
     def _finish_model(self, name: str, body: dict[str, Any], data: bytes) -> dict[str, Any]:
         self.add_model(name, graph=json.dumps(body["graph"]).encode(), weights=data)
@@ -257,7 +260,7 @@ class FakePlatform:
         return shown
 
     def _new_dataset(self, body: dict[str, Any]) -> httpx.Response:
-        upload = self._begin("dataset", body["size_bytes"], body["sha256"])
+        upload = self._begin("dataset", body["size_bytes"], body["sha256"], object_id="d-1", version=1)
         dataset = {key: body[key] for key in ("name", "description", "format", "schema", "privacy")}
         dataset |= {"id": "d-1", "state": "ready", "created_at": 1}
 
@@ -268,10 +271,12 @@ class FakePlatform:
         upload["done"] = done
         return answer_json({"dataset_id": "d-1", "name": body["name"], "upload": shown_upload(upload)}, status=201)
 
-    def _begin(self, kind: str, size: int, sha256: str) -> dict[str, Any]:
+    def _begin(self, kind: str, size: int, sha256: str, *, object_id: str, version: int) -> dict[str, Any]:
         upload = {
             "id": f"up-{len(self.uploads) + 1}",
             "kind": kind,
+            "object_id": object_id,
+            "version": version,
             "size_bytes": size,
             "sha256": sha256,
             "part_bytes": PART_BYTES,
@@ -302,12 +307,12 @@ class FakePlatform:
             return answer_json(upload["done"](whole))
         return answer_json(shown_upload(upload))
 
-    def _infer(self, name: str, body: dict[str, Any]) -> httpx.Response:
+    def _infer(self, name: str, version: str, body: dict[str, Any]) -> httpx.Response:
         self._model(name)
         first = body["inputs"][0]
         doubled = [2 * value for value in first["data"]]
         outputs = [{"name": "output", "datatype": first["datatype"], "shape": first["shape"], "data": doubled}]
-        return answer_json({"model_name": name, "model_version": "1", "id": body["id"], "outputs": outputs})
+        return answer_json({"model_name": name, "model_version": version, "id": body["id"], "outputs": outputs})
 
     def _audit(self, request: httpx.Request, rest: list[str]) -> httpx.Response:
         query = request.url.params
@@ -378,7 +383,7 @@ def new_job(state: str, *, step: int = 0, job_id: str = "j-1", error: dict[str, 
 def shown_upload(upload: dict[str, Any]) -> dict[str, Any]:
     """Return an upload as the wire shows it."""
     shown = {key: value for key, value in upload.items() if key not in {"data", "done"}}
-    return {**shown, "received": sorted(upload["data"]), "object_id": "o-1", "version": 1}
+    return {**shown, "received": sorted(upload["data"])}
 
 
 class Chunks(httpx.SyncByteStream, httpx.AsyncByteStream):

@@ -19,7 +19,8 @@ from modelkeep_platform.core.refs import Kind, ResourceRef
 from modelkeep_platform.models.graph.format import parse
 from modelkeep_platform.models.values import ServableVersion
 from modelkeep_platform.serving import tenant_worker
-from modelkeep_platform.serving.tenant_worker import TenantWorker, Weights
+from modelkeep_platform.serving.conversation import Weights
+from modelkeep_platform.serving.tenant_worker import TenantWorker
 from modelkeep_platform.serving.tensors import Tensor
 from modelkeep_platform.workers.channel_async import AsyncChannel
 from modelkeep_platform.workers.child import READY

@@ -11,6 +11,6 @@ from faults.harness import World
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """An installation whose server can be killed."""
-    world = World(Path(tmp_path_factory.mktemp("world")))
-    yield world
-    world.close()
+    with World(Path(tmp_path_factory.mktemp("world"))) as world:
+        world.fill()
+        yield world

@@ -177,6 +177,9 @@ def test_an_invitation_is_there_or_can_be_made_again(world: World) -> None:
     for death in sweep(world, lambda n: admin.members.invite(f"person{n}", roles=["analyst"])):
         there = f"person{death.n}" in str(admin.members.list())
         assert there or not death.answered, death
+        if not there:
+            assert admin.members.invite(f"person{death.n}", roles=["analyst"]).invitation.token
+            assert f"person{death.n}" in str(admin.members.list())
 
 
 def test_a_rotated_secret_is_the_old_or_the_new_one(world: World) -> None:
@@ -211,5 +214,9 @@ def test_the_log_is_integrated_whole_or_not(world: World) -> None:
         world.app.models.set_alias("model", f"a{n}", version=1)
         world.wait_integrated()
 
-    for _death in sweep(world, act, threads=LOG):
+    for death in sweep(world, act, victim=LOG):
         world.verify_log()
+        # The log's writes come after the change: what was answered is there, and what is there can be made again.
+        aliases = world.app.models.get("model").aliases
+        assert aliases.get(f"a{death.n}", 1) == 1
+        assert f"a{death.n}" in aliases or not death.answered, death

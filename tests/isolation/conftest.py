@@ -6,14 +6,16 @@ from pathlib import Path
 import pytest
 
 from isolation.things import Things
+from services.evidence import Evidence
 from services.house import House
 
 
 @pytest.fixture(scope="session")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    """A platform with Acme, Globex and Acme's things."""
-    house = House(Path(tmp_path_factory.mktemp("isolation")))
+    """A platform with Acme, Globex and things of both; each refusal is an entry of its own, however many there are."""
+    house = House(Path(tmp_path_factory.mktemp("isolation")), tenant_refusals_per_minute=1_000_000)
     house.fill()
+    house.fill(house.globex)
     yield house
     house.close()
 
@@ -22,3 +24,9 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
 def things(house: House) -> Things:
     """The ids of Acme's things."""
     return Things.make(house)
+
+
+@pytest.fixture(scope="session")
+def evidence(house: House, things: Things) -> Evidence:
+    """What calls leave behind, once all things are made."""
+    return Evidence(house)

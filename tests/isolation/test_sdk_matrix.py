@@ -1,17 +1,19 @@
 """The same for the SDK: every method that takes a name or an id, foreign against missing.
 
-It fails when a method is added without its row.
+It fails when a method is added without its row, an operation or a plain one.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import replace
+from functools import partial
 
 import pytest
 
+from isolation.routes import goes_on, makes_by_name
 from isolation.things import Things
-from modelkeep import Client
-from modelkeep._core.flows import Operation
-from modelkeep.errors import APIError, ForbiddenError, NotFoundError
+from modelkeep import Client, errors
+from modelkeep.errors import APIError, InvalidRequestError, NotFoundError
+from services.evidence import Evidence
 from services.house import GRAPH, WEIGHTS, House, job
 
 pytestmark = pytest.mark.e2e
@@ -20,20 +22,37 @@ Call = Callable[[Client, Ids], object]
 ROW = [[1.0, 1.0]]
 
 OWN = "takes no name or id of something that exists"
-METHODS: dict[str, Call | str] = {
+METHODS: dict[str, Call | str | dict[str, Call]] = {
+    "client.base_url": OWN,
+    "client.close": OWN,
     "client.login": OWN,
     "client.logout": OWN,
     "client.whoami": OWN,
-    "client.predict": lambda client, ids: client.predict(ids["model"], ROW),
+    "client.tenant": OWN,
+    "client.predict": {
+        "": lambda client, ids: client.predict(ids["model"], ROW),
+        "version": lambda client, ids: client.predict(ids["model"], ROW, version=1),
+    },
     "models.upload": OWN,
     "models.list": OWN,
     "models.get": lambda client, ids: client.models.get(ids["model"]),
     "models.versions": lambda client, ids: client.models.versions(ids["model"]),
-    "models.version": lambda client, ids: client.models.version(ids["model"], 1),
+    "models.version": {
+        "": lambda client, ids: client.models.version(ids["model"]),
+        "version": lambda client, ids: client.models.version(ids["model"], 1),
+        "alias": lambda client, ids: client.models.version(ids["model"], "production"),
+    },
     "models.set_alias": lambda client, ids: client.models.set_alias(ids["model"], "production", version=1),
     "models.delete_alias": lambda client, ids: client.models.delete_alias(ids["model"], "production"),
-    "models.delete": lambda client, ids: client.models.delete(ids["model"]),
-    "models.download": lambda client, ids: client.models.download(ids["model"]),
+    "models.delete": {
+        "": lambda client, ids: client.models.delete(ids["model"]),
+        "version": lambda client, ids: client.models.delete(ids["model"], version=1),
+    },
+    "models.download": {
+        "": lambda client, ids: client.models.download(ids["model"]),
+        "version": lambda client, ids: client.models.download(ids["model"], 1),
+        "alias": lambda client, ids: client.models.download(ids["model"], "production"),
+    },
     "datasets.upload_csv": OWN,
     "datasets.upload_arrays": OWN,
     "datasets.upload": OWN,
@@ -43,8 +62,16 @@ METHODS: dict[str, Call | str] = {
     "uploads.get": lambda client, ids: client.uploads.get(ids["upload"]),
     "uploads.resume": lambda client, ids: client.uploads.resume(ids["upload"], WEIGHTS),
     "uploads.abort": lambda client, ids: client.uploads.abort(ids["upload"]),
-    "jobs.plan": lambda client, ids: client.jobs.plan(job(dataset=ids["dataset"])),
-    "jobs.create": lambda client, ids: client.jobs.create(job(dataset=ids["dataset"])),
+    "jobs.plan": {
+        "dataset": lambda client, ids: client.jobs.plan(job(dataset=ids["dataset"])),
+        "model.name": lambda client, ids: client.jobs.plan(goes_on(ids)),
+        "into": lambda client, ids: client.jobs.plan(makes_by_name(ids)),
+    },
+    "jobs.create": {
+        "dataset": lambda client, ids: client.jobs.create(job(dataset=ids["dataset"])),
+        "model.name": lambda client, ids: client.jobs.create(goes_on(ids)),
+        "into": lambda client, ids: client.jobs.create(makes_by_name(ids)),
+    },
     "jobs.list": OWN,
     "jobs.get": lambda client, ids: client.jobs.get(ids["job"]),
     "jobs.wait": lambda client, ids: client.jobs.wait(ids["job"]),
@@ -72,52 +99,84 @@ METHODS: dict[str, Call | str] = {
     "service_accounts.delete": lambda client, ids: client.service_accounts.delete(ids["service_account"]),
     "tenants.create": "the operator's",
     "tenants.list": "the operator's",
+    "tenants.get": "the operator's",
+    "tenants.set_limits": "the operator's",
     "tenants.suspend": "the operator's",
     "tenants.resume": "the operator's",
     "tenants.new_enrolment_link": "the operator's",
     "issuer.rotate_key": "the operator's",
-    "audit.entries": OWN,
+    "audit.entries": {"request_id": lambda client, ids: client.audit.entries(request_id=ids["request"])},
     "audit.verify": OWN,
-    "audit.verify_entry": OWN,
-    "audit.wait_for": "waits for an entry of the own log; another's request id is never found there",
+    "audit.verify_entry": "takes a whole entry: test_no_entry_of_another_tenants_is_proven",
+    "audit.wait_for": {"request_id": lambda client, ids: client.audit.wait_for(ids["request"], timeout_s=0)},
 }
-WITH_IDS = {name: call for name, call in METHODS.items() if not isinstance(call, str)}
+WITH_IDS = {
+    f"{method} {says}".strip(): call
+    for method, row in METHODS.items()
+    if not isinstance(row, str)
+    for says, call in (row.items() if isinstance(row, dict) else [("", row)])
+}
+NOTHING = {"audit.entries request_id": [], "audit.wait_for request_id": errors.TimeoutError}
+"""What is answered where nothing is refused: a list without what is another's, and a wait in vain."""
+INVALID = {"jobs.plan into", "jobs.create into"}
+"""No name of another tenant's is a name for something new."""
 
 
-def operations(client: Client) -> set[str]:
-    found = {f"client.{name}" for name in vars_of(type(client).__mro__)}
-    for noun, value in vars(client).items():
-        if not noun.startswith("_"):
-            found |= {f"{noun}.{name}" for name in vars_of(type(value).__mro__)}
+def methods(client: Client) -> set[str]:
+    """Return whatever can be called or read on a client and its nouns, whether it is an operation or not."""
+    nouns = {noun: value for noun, value in vars(client).items() if not noun.startswith("_")}
+    found = {f"client.{name}" for name in dir(client) if not name.startswith("_") and name not in nouns}
+    for noun, value in nouns.items():
+        found |= {f"{noun}.{name}" for name in dir(value) if not name.startswith("_")}
     return found
 
 
-def vars_of(classes: tuple[type, ...]) -> set[str]:
-    return {name for one in classes for name, value in vars(one).items() if isinstance(value, Operation)}
-
-
-def refusal(call: Callable[[], object]) -> tuple[Any, ...]:
+def outcome(call: Callable[[], object]) -> object:
+    """Return what a call was refused with, or what it returned or raised else."""
     try:
-        call()
+        return call()
     except APIError as exc:
         message = exc.message
         for word in ("acme~model", "acme~never", "acme~rows"):
             message = message.replace(word, "what was asked for")
         return type(exc), exc.status, exc.code, message, exc.details
-    raise AssertionError("the call was not refused")
+    except TimeoutError as exc:
+        return type(exc)
 
 
 def test_every_method_has_its_row(house: House) -> None:
-    assert operations(house.globex.admin) == set(METHODS)
+    assert methods(house.globex.admin) == set(METHODS)
 
 
 @pytest.mark.parametrize("name", WITH_IDS)
-def test_foreign_looks_like_missing(house: House, things: Things, name: str) -> None:
+def test_foreign_looks_like_missing(house: House, things: Things, evidence: Evidence, name: str) -> None:
     client, call = house.globex.admin, WITH_IDS[name]
-    foreign = refusal(lambda: call(client, things.foreign))
-    missing = refusal(lambda: call(client, things.missing))
+    client.whoami()
+    with evidence.nothing_changes():
+        foreign, missing = (outcome(partial(call, client, ids)) for ids in (things.foreign, things.missing))
     assert foreign == missing
-    assert foreign[0] in {NotFoundError, ForbiddenError}
+    if name in NOTHING:
+        assert foreign == NOTHING[name]
+        return
+    assert isinstance(foreign, tuple)
+    expected = (InvalidRequestError, 422, "invalid_name") if name in INVALID else (NotFoundError, 404, "not_found")
+    assert foreign[:3] == expected
+
+
+def test_no_entry_of_another_tenants_is_proven(house: House, things: Things) -> None:
+    client = house.globex.admin
+    client.audit.verify()
+    theirs = next(one for one in house.acme.admin.audit.entries(limit=200) if str(one.index) == things.own["log_index"])
+    platforms = house.operator.audit.entries(limit=200)[-1]
+    own = next(entry for entry in client.audit.entries(limit=200) if entry.index is not None)
+    refusals = [
+        outcome(partial(client.audit.verify_entry, entry))
+        for entry in (theirs, platforms, replace(own, index=theirs.index))
+    ]
+    assert refusals == [refusals[0]] * 3
+    assert isinstance(refusals[0], tuple)
+    assert refusals[0][:3] == (NotFoundError, 404, "not_found")
+    assert client.audit.verify_entry(own).entries_checked == 1
 
 
 def test_uploads_under_a_foreign_name_are_refused_before_anything_is_sent(house: House) -> None:

@@ -3,9 +3,29 @@
 import hashlib
 from dataclasses import dataclass
 
+from modelkeep_platform.core.refs import Kind
 from services.house import GRAPH, WEIGHTS, House, job
 
 NEVER = "aaaaaaaaaaaaaaaaaaaaaaaaaa"
+
+KINDS: dict[Kind, str] = {
+    Kind.MEMBER: "member",
+    Kind.SERVICE_ACCOUNT: "service_account",
+    Kind.UPLOAD: "upload",
+    Kind.MODEL: "model",
+    Kind.DATASET: "dataset",
+    Kind.JOB: "job",
+    Kind.GRANT: "grant",
+    Kind.AUDIT_LOG: "log_index",
+}
+"""Under which name the thing of each kind is in `Things`."""
+
+NO_THINGS: dict[Kind, str] = {
+    Kind.PLATFORM: "it is the operator's: test_no_tenant_does_the_operators_work",
+    Kind.TENANT: "a tenant is named by the operator alone; its members ask for their own, without a name",
+    Kind.POLICY: "versions of a policy are numbers within the caller's own tenant",
+}
+"""Kinds of which no tenant can name another's, and why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,16 +38,25 @@ class Things:
 
     @classmethod
     def make(cls, house: House) -> "Things":
-        """Make one of every kind in Acme."""
+        """Make one of every kind in Acme, and enough for two pages of every list."""
         acme = house.acme
         app = acme.clients["developer"]
         grant = acme.admin.grants.create("model", "model", grantee="globex", actions=["model:read"])
         acme.admin.grants.revoke(grant.id)
-        kept = acme.admin.grants.create("dataset", "open", grantee="globex", actions=["dataset:read"])
+        kept, _ = (
+            acme.admin.grants.create("dataset", "open", grantee="globex", actions=[action])
+            for action in ("dataset:read", "dataset:train")
+        )
         member = acme.admin.members.invite("ana", roles=["analyst"]).member
         account = acme.admin.service_accounts.create("spare", roles=["analyst"]).service_account
-        started = app.jobs.create(job(dataset="open", privacy=None, into="by-job"))
-        app.jobs.wait(started.id)
+        # Queued for good: what moves by itself would change rows while a call is watched.
+        for slug in ("acme", "globex"):
+            house.operator.tenants.set_limits(slug, {"running_jobs": 0})
+        queued = app.jobs.create(job(into="by-job"))
+        app.jobs.cancel(app.jobs.create(job(dataset="open", privacy=None, into="given-up")).id)
+        acme.admin.policies.publish("")
+        app.models.upload("other", graph=GRAPH, weights=WEIGHTS)
+        acme.admin.models.set_alias("model", "production", version=1)
         with house.http(app) as http:
             body = {
                 "graph": GRAPH,
@@ -36,14 +65,17 @@ class Things:
             }
             upload = http.post("/v1/models/half/versions", json=body).json()["upload"]["id"]
         acme.admin.audit.verify()
-        entry = next(entry for entry in acme.admin.audit.entries(limit=200) if entry.index is not None)
+        # Not what the operator did to the tenant: that is in the platform's log, too.
+        entries = [one for one in acme.admin.audit.entries(limit=200) if not one.action.startswith("tenant:")]
+        entry = next(entry for entry in entries if entry.index is not None)
         ids = {
             "member": member.id,
             "service_account": account.id,
-            "job": started.id,
+            "job": queued.id,
             "upload": upload,
             "grant": kept.id,
             "log_index": str(entry.index),
+            "request": entry.request_id or "",
         }
         own = {**ids, "model": "model", "dataset": "rows", "version": "1"}
         missing = {

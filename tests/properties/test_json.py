@@ -136,3 +136,39 @@ def test_junk_is_no_inference_request(junk: bytes) -> None:
     except CallerError:
         return
     assert isinstance(json.loads(junk)["inputs"], list)
+
+
+_NAMES = st.sampled_from(["inputs", "id", "parameters", "outputs", "name", "shape", "datatype", "data", "x"])
+_TEXTS = st.sampled_from(['"x"', '"FP32"', '""', '"i\\u0064"', '"a\\"b"', '"\\""'])
+
+
+def _object(pairs: list[tuple[str, str]]) -> str:
+    return "{" + ",".join(f'"{name}":{value}' for name, value in pairs) + "}"
+
+
+@st.composite
+def _envelopes(draw: st.DrawFn) -> bytes:
+    """Draw an inference request as text, with members left out, repeated, escaped and out of place."""
+    more = st.lists(
+        st.tuples(_NAMES, _TEXTS | st.sampled_from(["[1]", "[]", "{}", '{"a":1,"a":2}', '{"a":"b"}'])), max_size=2
+    )
+    tensor = [
+        ("name", draw(_TEXTS)),
+        ("shape", "[1]"),
+        ("datatype", '"FP32"'),
+        ("data", draw(st.sampled_from(["[1]", '["1"]', "[[1]]"]))),
+    ]
+    outer = [("inputs", "[" + _object(draw(st.permutations(tensor + draw(more)))) + "]")]
+    if draw(st.booleans()):
+        outer.append(("id", draw(_TEXTS)))
+    return _object(draw(st.permutations(outer + draw(more)))).encode()
+
+
+@given(_envelopes())
+@settings(max_examples=600)
+def test_no_request_is_taken_that_names_anything_twice(text: bytes) -> None:
+    try:
+        parse_request(text)
+    except CallerError:
+        return
+    strictjson.check_structure(text, max_depth=8)

@@ -8,12 +8,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from fakes.core import ACME, GLOBEX, FakeClock, FakeEntropy
+from fakes.core import ACME, GLOBEX, FakeClock, FakeEntropy, FakeLimits
+from fakes.storage import fresh
 from modelkeep_platform.core.ids import TenantId
 from modelkeep_platform.jobs.queue import JobQueue, JobState, Lease, StaleLeaseError
-from modelkeep_platform.storage.database import Database
-from modelkeep_platform.storage.schema import metadata
-from modelkeep_platform.storage.tables.epoch import epoch
 from modelkeep_platform.storage.tables.jobs import job_lines, jobs
 from modelkeep_platform.storage.transactions import System, TenantTransaction
 
@@ -38,12 +36,9 @@ class LeaseMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.database = Database("sqlite:///:memory:")
-        metadata.create_all(self.database.engine, tables=[epoch, jobs, job_lines])
-        with self.database.platform() as tx:
-            tx.execute(sa.insert(epoch).values(id=1, number=1))
+        self.database = fresh("sqlite:///:memory:", tables=[jobs, job_lines])
         self.clock = FakeClock()
-        self.queue = JobQueue(clock=self.clock, entropy=FakeEntropy())
+        self.queue = JobQueue(clock=self.clock, entropy=FakeEntropy(), limits=FakeLimits(running_jobs=1000))
         self.jobs: dict[str, Held] = {}
         self.leases: list[Lease] = []  # every lease ever given out, in whatever state
 
@@ -117,6 +112,14 @@ class LeaseMachine(RuleBasedStateMachine):
         job = self.use(lease, lambda tx: self.queue.progress(tx, lease, step=step, epsilon_charged=None))
         if job is not None:
             job.step = step
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data(), step=st.integers(1, 9))
+    def put_back(self, data: st.DataObject, step: int) -> None:
+        lease = data.draw(st.sampled_from(self.leases))
+        job = self.use(lease, lambda tx: self.queue.put_back(tx, lease, step=step, epsilon_charged=None))
+        if job is not None:
+            job.state, job.step = JobState.QUEUED, step
 
     @precondition(lambda self: self.leases)
     @rule(data=st.data(), state=st.sampled_from(FINAL))

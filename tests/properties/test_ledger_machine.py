@@ -1,23 +1,21 @@
-"""The ledger against a simple model: any sequence of reservations, charges, restarts, zombies and closings."""
+"""The ledger against a simple model: any sequence of reservations, charges, restarts, zombies, restores, closings."""
 
 from collections.abc import Callable
 
 import pytest
-import sqlalchemy as sa
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from fakes.core import ACME, FakeClock, FakeEntropy
+from fakes.storage import fresh
 from modelkeep_platform.core.errors import BudgetError, ConflictError
 from modelkeep_platform.core.ids import ObjectId
 from modelkeep_platform.privacy.budgets import ReservationState
+from modelkeep_platform.privacy.epochs import begin_restored_epoch, end_freeze
 from modelkeep_platform.privacy.grid import UNITS, fit_grid
 from modelkeep_platform.privacy.ledger import BudgetLedger
 from modelkeep_platform.privacy.plan import MechanismPlan
-from modelkeep_platform.storage.database import Database
-from modelkeep_platform.storage.schema import metadata
-from modelkeep_platform.storage.tables.epoch import epoch
 from modelkeep_platform.storage.tables.privacy import privacy_budgets, privacy_charges, privacy_reservations
 from modelkeep_platform.storage.transactions import System, TenantTransaction
 
@@ -29,9 +27,9 @@ NOISES = (3.0, 6.0, 12.0)
 class Held:
     """The model's idea of one reservation."""
 
-    def __init__(self, noise: float, steps: int, fence: int, real: ObjectId) -> None:
+    def __init__(self, noise: float, steps: int, fence: int, epoch: int, real: ObjectId) -> None:
         self.step = GRID.step(noise_multiplier=noise, sample_rate=0.25)
-        self.steps, self.fence, self.real = steps, fence, real
+        self.steps, self.fence, self.epoch, self.real = steps, fence, epoch, real
         self.charged = 0
         self.open = True
         self.segments: dict[tuple[int, int], int] = {}
@@ -42,14 +40,10 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.database = Database("sqlite:///:memory:")
-        metadata.create_all(
-            self.database.engine, tables=[epoch, privacy_budgets, privacy_reservations, privacy_charges]
-        )
-        with self.database.platform() as tx:
-            tx.execute(sa.insert(epoch).values(id=1, number=1))
+        self.database = fresh("sqlite:///:memory:", tables=[privacy_budgets, privacy_reservations, privacy_charges])
         self.ledger = BudgetLedger(clock=FakeClock(), entropy=FakeEntropy())
-        self.jobs: dict[int, list[Held]] = {}
+        self.jobs: dict[str, list[Held]] = {}
+        self.epoch = 1
         self.within(lambda tx: self.ledger.open(tx, DATASET, 2.5, 1e-5))
 
     def teardown(self) -> None:
@@ -78,7 +72,9 @@ class LedgerMachine(RuleBasedStateMachine):
         restart=st.booleans(),
     )
     def reserve(self, job: int, noise: float, steps: int, restart: bool) -> None:
-        attempts = self.jobs.setdefault(job, [])
+        # A job of an earlier epoch reserves nothing: that is another rule.
+        job_id = ObjectId(f"job_{self.epoch}_{job}")
+        attempts = self.jobs.setdefault(job_id, [])
         latest = attempts[-1] if attempts else None
         if latest is not None and latest.open and not restart:
             return  # asking again with the same fence is another rule
@@ -99,13 +95,13 @@ class LedgerMachine(RuleBasedStateMachine):
         wanted = [unit + cost for unit, cost in zip(others, plan.cost(GRID), strict=True)]
         if not GRID.fits(wanted):
             with pytest.raises(BudgetError) as raised:
-                self.within(lambda tx: self.ledger.reserve(tx, DATASET, ObjectId(f"job_{job}"), plan, fence))
+                self.within(lambda tx: self.ledger.reserve(tx, DATASET, job_id, plan, fence))
             assert raised.value.details["epsilon_limit"] == 2.5
             return
-        found = self.within(lambda tx: self.ledger.reserve(tx, DATASET, ObjectId(f"job_{job}"), plan, fence))
+        found = self.within(lambda tx: self.ledger.reserve(tx, DATASET, job_id, plan, fence))
         if latest is not None and latest.open:
             latest.open, latest.fence = False, fence
-        attempts.append(Held(noise, steps, fence, getattr(found, "id")))  # noqa: B009 -- typed object
+        attempts.append(Held(noise, steps, fence, self.epoch, getattr(found, "id")))  # noqa: B009 -- typed object
 
     def pick(self, data: st.DataObject) -> Held:
         return data.draw(st.sampled_from([held for attempts in self.jobs.values() for held in attempts]))
@@ -120,7 +116,9 @@ class LedgerMachine(RuleBasedStateMachine):
             return self.ledger.charge(tx, held.real, steps, fence, segment=segment)
 
         known = held.segments.get((fence, segment))
-        if ahead < 0:
+        if held.epoch != self.epoch:
+            self.refused("stale_ledger_epoch", work)
+        elif ahead < 0:
             self.refused("stale_lease", work)
         elif known is not None:
             if known == steps:
@@ -146,7 +144,9 @@ class LedgerMachine(RuleBasedStateMachine):
         def work(tx: TenantTransaction) -> object:
             return (self.ledger.commit if how == "commit" else self.ledger.release)(tx, held.real, fence)
 
-        if ahead < 0:
+        if held.epoch != self.epoch:
+            self.refused("stale_ledger_epoch", work)
+        elif ahead < 0:
             self.refused("stale_lease", work)
         elif not held.open:
             self.refused("reservation_closed", work)
@@ -165,6 +165,36 @@ class LedgerMachine(RuleBasedStateMachine):
 
         with pytest.raises((KeyboardInterrupt, ConflictError)):
             self.within(work)
+
+    @precondition(lambda self: any(self.jobs.values()) and self.epoch < 3)
+    @rule(chance=st.integers(0, 4))
+    def restore(self, chance: int) -> None:
+        if chance:
+            return
+        with self.database.platform() as tx:
+            begin_restored_epoch(tx, clock=FakeClock(), entropy=FakeEntropy())
+            end_freeze(tx, freed=True)
+        self.epoch += 1
+
+    @precondition(lambda self: self.epoch > 1)
+    @rule(data=st.data(), ahead=st.integers(0, 2))
+    def reserve_for_a_job_from_before_the_restore(self, data: st.DataObject, ahead: int) -> None:
+        job_id = data.draw(st.sampled_from([job for job, held in self.jobs.items() if held]))
+        latest = self.jobs[job_id][-1]
+        if latest.epoch != self.epoch:
+            plan = MechanismPlan(
+                noise_multiplier=12.0,
+                sample_rate=0.25,
+                steps=1,
+                clip_norm=1.0,
+                n_public=10,
+                delta=1e-5,
+                epsilon=100.0,
+            )
+            self.refused(
+                "stale_ledger_epoch",
+                lambda tx: self.ledger.reserve(tx, DATASET, ObjectId(job_id), plan, latest.fence + ahead),
+            )
 
     @invariant()
     def the_ledger_says_what_the_model_says(self) -> None:

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from fakes.core import ACME, tenant_caller
+from fakes.faulty_blobs import Crash, Fault, FaultyBlobs
 from fakes.graphs import weights_of
 from fakes.registry import GRAPH, memory_room
 from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.errors import ConflictError, NotFoundError, UnprocessableError
+from modelkeep_platform.models.trained import TrainedVersion
 from modelkeep_platform.storage.pages import PageRequest
 
 ME = tenant_caller()
@@ -42,6 +44,17 @@ class Begun:
     of: Known
 
 
+@dataclass
+class Training:
+    """A version that a job makes: stored and not visible."""
+
+    name: str
+    job: str
+    fill: int
+    made: TrainedVersion
+    of: Known
+
+
 class RegistryMachine(RuleBasedStateMachine):
     """Each rule does one thing and says beforehand what must come of it."""
 
@@ -52,8 +65,8 @@ class RegistryMachine(RuleBasedStateMachine):
         self.service = self.room.models
         self.known: dict[str, Known] = {}
         self.waiting: list[Begun] = []
-        self.given_up: list[Begun] = []
-        self.jobs: dict[int, tuple[Known, int]] = {}
+        self.jobs = 0
+        self.training: list[Training] = []
         self.given: set[tuple[str, int]] = set()  # every number that a model ever gave out
 
     def teardown(self) -> None:
@@ -71,13 +84,7 @@ class RegistryMachine(RuleBasedStateMachine):
         known.next_version += 1
         return known
 
-    def clear(self) -> None:
-        """Forget what was given up, as the next upload does."""
-        for begun in self.given_up:
-            self.forget_unused(begun)
-        self.given_up.clear()
-
-    def forget_unused(self, begun: Begun) -> None:
+    def forget_unused(self, begun: "Begun | Training") -> None:
         """A model that gave out no number but that of `begun` goes with it."""
         if self.known.get(begun.name) is begun.of and begun.of.next_version == 2:
             del self.known[begun.name]
@@ -88,7 +95,6 @@ class RegistryMachine(RuleBasedStateMachine):
     @rule(name=NAMES, fill=st.none() | st.integers(0, 255))
     def begin(self, name: str, fill: int | None) -> None:
         weights = b"\x80\x04N." if fill is None else weights_of(GRAPH, fill=fill)
-        self.clear()
         new = self.room.send(name, weights)
         known = self.allocate(name, new.model_id, new.version)
         self.waiting.append(Begun(name, new.version, fill, new.upload.id, known))
@@ -98,7 +104,7 @@ class RegistryMachine(RuleBasedStateMachine):
     def complete(self, data: st.DataObject) -> None:
         begun = self.waiting.pop(data.draw(st.integers(0, len(self.waiting) - 1)))
         if self.known.get(begun.name) is not begun.of:
-            self.missed(lambda: self.room.admission.complete(ME, begun.upload))
+            self.over(begun)
         elif begun.fill is None:
             with pytest.raises(UnprocessableError) as raised:
                 self.room.admission.complete(ME, begun.upload)
@@ -114,21 +120,45 @@ class RegistryMachine(RuleBasedStateMachine):
     def give_up(self, data: st.DataObject) -> None:
         begun = self.waiting.pop(data.draw(st.integers(0, len(self.waiting) - 1)))
         self.room.uploads.abort(ME, begun.upload)
-        self.given_up.append(begun)
-        with pytest.raises((NotFoundError, ConflictError)) as raised:
-            self.room.admission.complete(ME, begun.upload)
-        assert raised.value.error_code in {"not_found", "upload_ended"}
+        self.forget_unused(begun)
+        self.over(begun)
 
-    @rule(name=NAMES, job=st.integers(0, 3), fill=st.integers(0, 255))
-    def train(self, name: str, job: int, fill: int) -> None:
-        version = self.room.train(name, f"job_{job}", [weights_of(GRAPH, fill=fill)])
-        known, number = self.jobs.get(job, (None, 0))
-        if known is not None and any(one is known for one in self.known.values()) and number in known.ready:
-            assert version == number
-            return
+    def over(self, begun: Begun) -> None:
+        with pytest.raises(ConflictError) as raised:
+            self.room.admission.complete(ME, begun.upload)
+        assert raised.value.error_code == "upload_ended"
+
+    @rule(name=NAMES, fill=st.integers(0, 255))
+    def train(self, name: str, fill: int) -> None:
+        version = self.room.train(name, self.new_job(), [weights_of(GRAPH, fill=fill)])
         known = self.allocate(name, self.service.resolve(ME, name).object_id, version)
         known.ready[version] = fill
-        self.jobs[job] = (known, version)
+
+    @rule(name=NAMES, fill=st.integers(0, 255))
+    def begin_to_train(self, name: str, fill: int) -> None:
+        job = self.new_job()
+        new = self.room.begin(name, job)
+        known = self.allocate(name, new.model_id, new.version)
+        made = self.room.trained.store(ACME, new, GRAPH, [weights_of(GRAPH, fill=fill)])
+        self.training.append(Training(name, job, fill, made, known))
+
+    @precondition(lambda self: self.training)
+    @rule(data=st.data(), success=st.booleans())
+    def end_training(self, data: st.DataObject, success: bool) -> None:
+        ended = self.training.pop(data.draw(st.integers(0, len(self.training) - 1)))
+        if not success:
+            self.room.drop(ended.job)
+            self.forget_unused(ended)
+        elif self.known.get(ended.name) is not ended.of:
+            with pytest.raises(ConflictError):
+                self.room.publish(ended.made, ended.job)
+        else:
+            self.room.publish(ended.made, ended.job)
+            ended.of.ready[ended.made.version] = ended.fill
+
+    def new_job(self) -> str:
+        self.jobs += 1
+        return f"job_{self.jobs}"
 
     @rule(name=NAMES, alias=ALIASES, version=NUMBERS)
     def point(self, name: str, alias: str, version: int) -> None:
@@ -162,6 +192,24 @@ class RegistryMachine(RuleBasedStateMachine):
         self.service.delete_version(ME, name, version)
         del known.ready[number]
         known.aliases = {alias: at for alias, at in known.aliases.items() if at != number}
+
+    @precondition(lambda self: self.visible())
+    @rule(data=st.data())
+    def delete_a_version_and_die_halfway(self, data: st.DataObject) -> None:
+        name, known = data.draw(st.sampled_from(sorted(self.visible().items(), key=lambda item: item[0])))
+        number = data.draw(st.sampled_from(sorted(known.ready)))
+        self.room.artifacts._blobs = blobs = FaultyBlobs(self.room.blobs)
+        blobs.order("delete", Fault.BEFORE)
+        with pytest.raises(Crash):
+            self.service.delete_version(ME, name, str(number))
+        self.room.artifacts._blobs = self.room.blobs
+        del known.ready[number]
+        known.aliases = {alias: at for alias, at in known.aliases.items() if at != number}
+        assert self.room.orphans.clear() == 1
+
+    @rule()
+    def clear_what_is_nobodys(self) -> None:
+        assert self.room.orphans.clear() == 0
 
     @rule(name=NAMES)
     def delete(self, name: str) -> None:
@@ -198,7 +246,8 @@ class RegistryMachine(RuleBasedStateMachine):
         assert len(self.room.sealer.keys) == len(self.known)
         versions = {tuple(key.split("/")[1:3]) for key in self.room.blobs.keys(ACME)}
         alive = sum(len(known.ready) for known in self.known.values())
-        assert len(versions) == alive + sum(self.known.get(one.name) is one.of for one in self.waiting)
+        under_way: list[Begun | Training] = [*self.waiting, *self.training]
+        assert len(versions) == alive + sum(self.known.get(one.name) is one.of for one in under_way)
 
 
 TestRegistryMachine = RegistryMachine.TestCase

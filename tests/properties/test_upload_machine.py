@@ -14,8 +14,8 @@ from fakes.sealed_room import BY, PART_BYTES, SealedRoom, memory_database, parts
 from modelkeep_platform.core.errors import ConflictError, ModelkeepError, UnavailableError, UnprocessableError
 from modelkeep_platform.core.ids import ObjectId
 from modelkeep_platform.core.limits import UPLOAD_EXPIRY_S
-from modelkeep_platform.uploads import artifacts, service
-from modelkeep_platform.uploads.service import Upload
+from modelkeep_platform.uploads import artifacts, rows
+from modelkeep_platform.uploads.rows import Upload
 
 CALLER = tenant_caller()
 FAULTS = st.sampled_from([Fault.EIO, Fault.FULL, Fault.TORN, Fault.UNSYNCED, Fault.BEFORE, Fault.AFTER])
@@ -45,7 +45,7 @@ class UploadMachine(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
         self.patch = pytest.MonkeyPatch()
-        for module in (artifacts, service):
+        for module in (artifacts, rows):
             self.patch.setattr(module, "MAX_PART_BYTES", PART_BYTES)
         self.clock = FakeClock()
         self.room = SealedRoom(memory_database(), self.clock)
@@ -140,7 +140,7 @@ class UploadMachine(RuleBasedStateMachine):
             return
         self.room.uploads.check_complete(CALLER, sent.real.id)
         with pytest.raises(KeyboardInterrupt), self.room.database.tenant(ACME, by=BY) as tx:
-            self.room.uploads.finish(tx, sent.real.id)
+            self.room.endings.complete(tx, sent.real, by=CALLER)
             raise KeyboardInterrupt
         self.restart()
 
@@ -160,9 +160,8 @@ class UploadMachine(RuleBasedStateMachine):
 
     @rule(sent=consumes(uploads))
     def delete_the_object(self, sent: Sent) -> None:
-        with self.room.database.tenant(ACME, by=BY) as tx:
-            self.room.uploads.forget(tx, ACME, sent.object_id)
-        self.room.uploads.delete(ACME, sent.object_id)
+        self.room.forget(sent.object_id)
+        self.room.artifacts.delete(ACME, sent.object_id)
         sent.state = "aborted" if sent.state == "open" else sent.state
         sent.gone = True
 
@@ -175,9 +174,9 @@ class UploadMachine(RuleBasedStateMachine):
         if fault is not None:
             self.room.blobs.order("delete", fault)
             with contextlib.suppress(Crash):
-                self.room.uploads.expire()
+                self.room.endings.expire()
             self.restart()
-        self.room.uploads.expire()
+        self.room.endings.expire()
         for sent in self.all:
             if sent.state == "open" and not self.live(sent):
                 sent.state = "aborted"
@@ -202,10 +201,24 @@ class UploadMachine(RuleBasedStateMachine):
                 assert hashlib.sha256(self.room.read(sent.object_id)).hexdigest() == sent.real.sha256
             # What is noted as received is there, and opens.
             for number in found.received:
-                opened = self.room.uploads.artifacts.open_part(
+                opened = self.room.artifacts.open_part(
                     ACME, sent.object_id, sent.real.version, sent.real.purpose, number
                 )
                 assert opened == sent.noted[number]
+
+    @invariant()
+    def every_upload_has_one_intent_and_one_end(self) -> None:
+        if not hasattr(self, "all"):
+            return
+        said: dict[str, list[str]] = {}
+        for entry in self.room.recorder.entries():
+            said.setdefault(entry["facts"]["upload"], []).append(entry["outcome"])
+        for sent in self.all:
+            intent, *ends = said.pop(sent.real.id)
+            assert intent == "intent"
+            assert len(ends) == (0 if sent.state == "open" else 1)
+            assert set(ends) <= ({"done"} if sent.state == "complete" else {"abandoned", "expired"})
+        assert said == {}
 
 
 TestUploadMachine = UploadMachine.TestCase

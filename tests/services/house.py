@@ -31,6 +31,13 @@ from modelkeep_platform.app.platform import Platform
 from modelkeep_platform.http.connection import bounded
 
 PASSWORD = "correct horse battery staple"
+_BIND = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+"""Becomes Python with the arguments after the first, and is killed by the kernel when its parent, the first, ends."""
 ROLES = ("developer", "analyst", "auditor")
 TENANTS = ("acme", "globex")
 
@@ -162,7 +169,10 @@ class ServerProcess:
         self.log = made.folder / "server.log"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "modelkeep_platform", "serve", "--data", str(made.data), *options],
+                [
+                    *(sys.executable, "-c", _BIND, str(os.getpid())),
+                    *("-m", "modelkeep_platform", "serve", "--data", str(made.data), *options),
+                ],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **(env or {})},
@@ -256,6 +266,18 @@ def join(made: Installation, slug: str) -> Tenant:
     return Tenant(slug=slug, admin=admin, clients=clients, secrets=secrets)
 
 
+def token_of(client: Client) -> str:
+    """Return a token of the client's."""
+    session = client._session
+    assert session.auth is not None
+    return client._driver.run(session.auth.token(session.site, rejected=None))
+
+
+def bare(client: Client, url: str) -> httpx.Client:
+    """Return a bare HTTP client of the server at `url`, with a token of `client` that is good now."""
+    return httpx.Client(base_url=url, headers={"authorization": f"Bearer {token_of(client)}"}, timeout=30)
+
+
 class House:
     """A running platform with both tenants and things that Acme owns.
 
@@ -287,14 +309,11 @@ class House:
 
     def token(self, client: Client) -> str:
         """Return a token of the client's."""
-        session = client._session
-        assert session.auth is not None
-        return client._driver.run(session.auth.token(session.site, rejected=None))
+        return token_of(client)
 
     def http(self, client: Client | None) -> httpx.Client:
         """Return a bare HTTP client with the token of `client`."""
-        headers = {} if client is None else {"authorization": f"Bearer {self.token(client)}"}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=30)
+        return httpx.Client(base_url=self.url, timeout=30) if client is None else bare(client, self.url)
 
     def close(self) -> None:
         """Stop everything."""

@@ -40,6 +40,40 @@ class Tenant:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """One limit of a tenant.
+
+    Attributes:
+        value: what holds.
+        default: what holds for every tenant for which nothing was set.
+        own: whether the operator set it for this one.
+        used: how much of it is used; None where no count is kept.
+    """
+
+    value: int
+    default: int
+    own: bool
+    used: int | None
+
+    @property
+    def exceeded(self) -> bool:
+        """Return whether more is used than may be: nothing is taken away, and nothing more is let in."""
+        return self.used is not None and self.used > self.value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantDetails:
+    """A tenant with its limits, by name."""
+
+    id: str
+    slug: str
+    name: str
+    state: str
+    created_at: int
+    limits: dict[str, Limit]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
     """A one-time link; the token is shown in this answer alone."""
 
@@ -117,10 +151,17 @@ class ServiceAccountSecret:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Upload:
-    """An upload under way; `received` lists the parts that arrived."""
+    """An upload under way; `received` lists the parts that arrived.
+
+    Attributes:
+        object_id: of the model or dataset that it is for.
+        version: the number that its model's version will have.
+    """
 
     id: str
     kind: str
+    object_id: str
+    version: int
     size_bytes: int
     sha256: str
     part_bytes: int

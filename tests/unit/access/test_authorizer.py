@@ -311,7 +311,7 @@ def test_a_decision_made_while_a_policy_changed_is_not_kept_for_the_new_epoch(
 
 
 def log_of(room: AccessRoom, *, per_window: int) -> RefusalLog:
-    return RefusalLog(database=room.database, recorder=room.recorder, clock=room.clock, per_window=per_window)
+    return RefusalLog(database=room.database, recorder=room.recorder, clock=room.clock, per_window=lambda _: per_window)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fakes.access import BY, AccessRoom, refused
-from fakes.core import ACME, GLOBEX, tenant_caller
+from fakes.core import ACME, GLOBEX, FakeLimits, tenant_caller
 from modelkeep_platform.access.policies import PolicyService, PolicyVersion
 from modelkeep_platform.access.shipped import shipped
 from modelkeep_platform.access.validation import InvalidPolicyError
@@ -35,7 +35,10 @@ POLICIES = collection(ACME, Kind.POLICY)
 
 def stored(room: AccessRoom) -> list[tuple[int, str]]:
     with room.database.tenant(ACME, by=BY, read_only=True) as tx:
-        return [(row["version"], row["text"]) for row in tx.all(tx.select(policy_versions).order_by("version"))]
+        return [
+            (row["version"], row["text"])
+            for row in tx.all(tx.select(policy_versions).order_by(policy_versions.c.version))
+        ]
 
 
 def test_publishing_makes_the_next_version_active_and_records_it(room: AccessRoom) -> None:
@@ -327,7 +330,7 @@ def test_versions_stop_at_the_limit_and_can_still_be_activated(room: AccessRoom)
         recorder=room.recorder,
         epoch=room.epoch,
         clock=room.clock,
-        max_versions=2,
+        limits=FakeLimits(policy_versions=2),
     )
     policies.publish(ADMIN, TEXT)
     before = room.state()

@@ -16,6 +16,7 @@ from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.tables.identity import tenants
 from modelkeep_platform.storage.tables.uploads import uploads
 from modelkeep_platform.telemetry import metrics
+from services.house import free_port
 
 
 def open_upload(database: Database, tenant: str, number: int, size_bytes: int) -> None:
@@ -96,8 +97,7 @@ def test_without_the_database_what_lives_is_still_shown(
 
 
 def test_a_listener_serves_its_registry_and_ends(read: Read) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     server = MetricsServer(read.registry, host="127.0.0.1", port=port)
     text = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=10).text
     server.close()
@@ -112,3 +112,29 @@ def test_a_port_that_is_taken_is_said(read: Read) -> None:
         with pytest.raises(ConflictError) as caught:
             MetricsServer(read.registry, host="127.0.0.1", port=port)
     assert caught.value.error_code == "metrics_unavailable"
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1", 200),
+        ("127.0.0.1:9100", 200),
+        ("localhost:9100", 200),
+        ("[::1]:9100", 200),
+        ("rebound.example:9100", 421),
+        ("127.0.0.1.rebound.example", 421),
+        ("localhost@rebound.example", 421),
+        ("169.254.169.254", 421),
+        ("[::1", 421),
+        ("", 421),
+    ],
+)
+def test_only_a_request_that_names_this_machine_reads_metrics(read: Read, host: str, status: int) -> None:
+    port = free_port()
+    server = MetricsServer(read.registry, host="127.0.0.1", port=port)
+    try:
+        answer = httpx.get(f"http://127.0.0.1:{port}/metrics", headers={"host": host}, timeout=10)
+    finally:
+        server.close()
+    assert answer.status_code == status
+    assert ("modelkeep_build" in answer.text) == (status == 200)

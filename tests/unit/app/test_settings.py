@@ -8,7 +8,7 @@ import pytest
 from modelkeep_platform.app import settings as settings_file
 from modelkeep_platform.app.settings import PREFIX, Settings
 from modelkeep_platform.core.errors import ConflictError, UnprocessableError
-from modelkeep_platform.core.limits import DEFAULT_QUOTA, MIB
+from modelkeep_platform.core.limits import LIMITS, MIB, TenantLimits
 
 MADE = Settings(base_url="https://models.example", root_key="/keys/root", log_origin="modelkeep/1")
 
@@ -71,8 +71,9 @@ def test_a_number_is_decimal_digits_and_is_not_repeated(data: Path, text: str) -
         ({"metrics_host": "models.example"}, "`metrics_host` is a loopback address"),
         ({"log_format": "xml"}, "`log_format` is one of json, text"),
         ({"log_level": "trace"}, "`log_level` is one of debug, info, warning, error"),
-        ({"tenant_storage_mib": 0}, "`tenant_storage_mib` is at least 1"),
-        ({"tenant_active_jobs": -5}, "`tenant_active_jobs` is at least 1"),
+        ({"tenant_storage_mib": -1}, "`tenant_storage_mib` is at least 0"),
+        ({"tenant_requests_per_minute": 0}, "`tenant_requests_per_minute` is at least 1"),
+        ({"max_workers": 0}, "`max_workers` is at least 1"),
         ({"base_url": "http://models.example"}, "`base_url` uses https beyond loopback"),
         ({"base_url": "https://models.example/path"}, "`base_url` is http(s)://host[:port] without a path"),
         ({"port": "80"}, "the setting `port` is of another type"),
@@ -103,7 +104,19 @@ def test_a_file_that_is_not_toml_is_refused(data: Path, text: bytes) -> None:
 
 
 def test_limits_are_those_of_the_defaults_unless_set() -> None:
-    assert MADE.quota == DEFAULT_QUOTA
+    assert MADE.tenant_limits == TenantLimits()
     values = {item.name: getattr(MADE, item.name) for item in fields(Settings)}
-    quota = settings_file.parse(values | {"tenant_storage_mib": 3, "tenant_members": 7}).quota
-    assert (quota.storage_bytes, quota.members) == (3 * MIB, 7)
+    limits = settings_file.parse(values | {"tenant_storage_mib": 3, "tenant_members": 7}).tenant_limits
+    assert (limits.storage_bytes, limits.members) == (3 * MIB, 7)
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_every_limit_of_a_tenant_is_a_setting_within_the_same_bounds(name: str) -> None:
+    values = {item.name: getattr(MADE, item.name) for item in fields(Settings)}
+    setting = name if name in values else f"tenant_{name}"
+    least, most = LIMITS[name]
+    for value in (least, most):
+        assert getattr(settings_file.parse(values | {setting: value}).tenant_limits, name) == value
+    for value, says in ((least - 1, f"at least {least}"), (most + 1, f"at most {most}")):
+        with pytest.raises(UnprocessableError, match=f"`{setting}` is {says}"):
+            settings_file.parse(values | {setting: value})

@@ -95,6 +95,16 @@ def test_operators_are_recorded_in_the_platform_log_alone(log: Log) -> None:
     assert log.service.entries(tenant_caller(), PageRequest()).items == []
 
 
+def test_what_an_operator_does_to_a_tenant_is_in_both_logs_and_only_the_platforms_names_the_operator(log: Log) -> None:
+    log.record(event(actor=operator_caller(), action=Action.TENANT_LIMIT, ref=None, facts={"members": 3}))
+    (own,) = log.service.entries(tenant_caller(), PageRequest()).items
+    (platforms,) = log.service.entries(operator_caller(), PageRequest()).items
+    for entry in (own, platforms):
+        assert (entry.action, entry.actor_tenant, entry.actor_kind) == ("tenant:limit", PLATFORM, "operator")
+        assert entry.facts == {"members": 3}
+    assert (own.name, own.principal, platforms.name) == (None, None, "operator")
+
+
 def test_another_tenants_entry_has_no_proof(log: Log) -> None:
     log.record(event())
     log.integrator.integrate_now()
@@ -156,6 +166,15 @@ def test_only_the_lease_holder_integrates_and_the_lease_moves_when_it_dies(log: 
     clock.advance(LEASE_S + 1)
     assert other.integrate_now() == 2
     assert log.integrator.integrate_now() == 2
+
+
+def test_a_holder_that_stops_lets_go_of_the_lease(log: Log, clock: FakeClock) -> None:
+    log.integrator.start()
+    log.integrator.close()
+    # Set back while nobody ran: the next one does not wait for the clock.
+    clock.time_s -= 86_400
+    log.record(event())
+    assert log.new_integrator().integrate_now() == 1
 
 
 def test_an_empty_log_has_a_checkpoint_of_size_zero(log: Log) -> None:

@@ -29,7 +29,7 @@ def recorder() -> Stubborn:
 
 @pytest.fixture
 def notes(recorder: Stubborn, clock: FakeClock) -> RefusalNotes:
-    return RefusalNotes(recorder=recorder, clock=clock, per_window=3, max_sources=4)
+    return RefusalNotes(recorder=recorder, clock=clock, per_window=lambda _: 3, max_sources=4)
 
 
 def refuse(notes: RefusalNotes, times: int = 1) -> None:

@@ -31,7 +31,7 @@ def test_a_grant_names_object_grantee_and_actions(terminal: Terminal) -> None:
 
 
 def test_a_grant_may_end(terminal: Terminal, time: FakeTime, monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal.answers["POST", "/v1/grants"] = GRANT
+    terminal.answers["POST", "/v1/grants"] = GRANT | {"kind": "dataset", "name": "d"}
     monkeypatch.setattr("modelkeep.cli.governance.time.time", time)
     terminal.run("grants", "create", "dataset", "d", "--to", "globex", "--action", "dataset:train", "--days", "2")
     assert terminal.body("POST", "/v1/grants")["expires_at"] == int(time.now) + 2 * 86_400
@@ -117,3 +117,43 @@ def test_the_operator_adds_a_tenant_and_passes_its_link_on(terminal: Terminal) -
 def test_the_operator_suspends_and_resumes(terminal: Terminal, command: str) -> None:
     terminal.answers["POST", f"/v1/tenants/acme/{command}"] = TENANT
     assert terminal.json("tenants", command, "acme") == TENANT
+
+
+DETAILS = {
+    **TENANT,
+    "limits": {
+        "members": {"value": 5, "default": 1000, "own": True, "used": 7},
+        "requests_per_minute": {"value": 60000, "default": 60000, "own": False, "used": None},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "path"), [("tenant", "/v1/tenant"), ("tenants show acme", "/v1/tenants/acme")], ids=["own", "operator"]
+)
+def test_a_tenant_is_shown_with_its_limits_and_their_use(terminal: Terminal, command: str, path: str) -> None:
+    terminal.answers["GET", path] = DETAILS
+    lines = [line.split() for line in terminal.run(*command.split()).stdout.splitlines()]
+    assert ["slug", "acme"] in lines
+    assert lines[-3:] == [
+        ["limit", "value", "default", "used"],
+        ["members", "5", "1000", "7"],
+        ["requests_per_minute", "60000", "60000", "-"],
+    ]
+    assert terminal.json(*command.split()) == DETAILS
+
+
+def test_limits_are_set_and_taken_back_and_what_is_above_them_is_said(terminal: Terminal) -> None:
+    terminal.answers["PATCH", "/v1/tenants/acme/limits"] = DETAILS
+    shown = terminal.run("tenants", "set-limits", "acme", "members=5", "requests_per_minute=default")
+    assert terminal.body("PATCH", "/v1/tenants/acme/limits") == {"members": 5, "requests_per_minute": None}
+    assert shown.stderr == "more than members is there already: nothing is taken away, and nothing more is let in\n"
+
+
+@pytest.mark.parametrize(
+    "text", ["members", "members=", "members=-1", "members=1.5", "members=٩", "members=" + "9" * 16]
+)
+def test_a_limit_that_is_none_is_a_wrong_argument(terminal: Terminal, platform: FakePlatform, text: str) -> None:
+    assert "is not NAME=NUMBER or NAME=default" in terminal.run("tenants", "set-limits", "acme", text, status=2).stderr
+    terminal.run("tenants", "set-limits", "acme", status=2)
+    assert not platform.requests

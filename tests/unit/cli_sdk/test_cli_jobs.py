@@ -87,6 +87,17 @@ def test_a_job_over_budget_says_what_fits(terminal: Terminal) -> None:
     )
 
 
+def test_the_list_shows_how_far_each_job_is_and_what_was_charged(terminal: Terminal) -> None:
+    public = new_job("queued") | {"id": "j-2", "progress": {"step": 0, "steps": 5, "epsilon_charged": None}}
+    jobs = [new_job("running", step=4), public]
+    terminal.answers["GET", "/v1/jobs"] = {"items": jobs, "next_cursor": None}
+    head, first, second = (line.split() for line in terminal.run("jobs", "list").stdout.splitlines())
+    assert head == ["id", "state", "dataset", "into", "step", "ε", "charged", "created", "at"]
+    assert first[-6:-2] == ["4", "of", "10", "0.5"]
+    assert second[-6:-2] == ["0", "of", "5", "-"]
+    assert [job["progress"]["epsilon_charged"] for job in terminal.json("jobs", "list")] == [0.5, None]
+
+
 def test_logs_are_lines_with_their_time(terminal: Terminal) -> None:
     lines = [{"at": 0, "text": "training began"}, {"at": 1, "text": "step 1"}]
     terminal.answers["GET", "/v1/jobs/j-1/logs"] = {"items": lines, "next_cursor": None}

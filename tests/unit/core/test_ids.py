@@ -1,13 +1,16 @@
 """Identifiers and names."""
 
+import base64
 import re
 import uuid
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fakes.core import FakeEntropy
 from modelkeep_platform.core.errors import UnprocessableError
-from modelkeep_platform.core.ids import PLATFORM, check_name, check_slug, new_object_id, new_tenant_id
+from modelkeep_platform.core.ids import PLATFORM, RequestIds, check_name, check_slug, new_object_id, new_tenant_id
 
 
 def test_a_tenant_id_is_a_random_uuid_of_version_4() -> None:
@@ -70,3 +73,25 @@ def test_an_illegal_or_reserved_slug_is_refused(slug: str) -> None:
     with pytest.raises(UnprocessableError) as caught:
         check_slug(slug)
     assert caught.value.error_code == "invalid_name"
+
+
+class Given:
+    """Gives the bytes it was made with, again and again."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def random_bytes(self, count: int) -> bytes:
+        return (self._data * (count // len(self._data) + 1))[:count]
+
+
+@given(st.binary(min_size=16, max_size=16))
+def test_an_object_id_is_the_bits_in_base32(data: bytes) -> None:
+    written = base64.b32encode(data).decode("ascii").rstrip("=").lower()
+    assert new_object_id(Given(data), "mdl") == f"mdl_{written}"
+    assert RequestIds(Given(data)).new() == f"req_{written}"
+
+
+def test_request_ids_differ_also_when_new_random_bytes_are_drawn() -> None:
+    ids = RequestIds(FakeEntropy())
+    assert len({ids.new() for _ in range(1_000)}) == 1_000

@@ -1,5 +1,6 @@
 """A dataset becomes visible when every cell was checked, with its budget; before that it is not there."""
 
+import contextlib
 import copy
 import hashlib
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import pytest
 from fakes.core import GLOBEX, tenant_caller
 from fakes.rooms import DataRoom
 from modelkeep_platform.core.actions import Action
-from modelkeep_platform.core.callers import Caller
+from modelkeep_platform.core.callers import Caller, TenantCaller
 from modelkeep_platform.core.errors import (
     ConflictError,
     ForbiddenError,
@@ -19,10 +20,12 @@ from modelkeep_platform.core.errors import (
     UnprocessableError,
 )
 from modelkeep_platform.core.ids import ObjectId
+from modelkeep_platform.core.limits import UPLOAD_EXPIRY_S
 from modelkeep_platform.core.refs import Kind, ResourceRef
 from modelkeep_platform.core.sealing import Purpose
 from modelkeep_platform.storage.pages import PageRequest
 from modelkeep_platform.storage.transactions import System
+from modelkeep_platform.uploads.rows import Upload
 
 PRIVATE: dict[str, Any] = {
     "name": "cells",
@@ -106,10 +109,10 @@ def test_a_bad_cell_leaves_nothing_behind(
     assert "98765" not in caught.value.message
     assert events()[-1] == ("dataset:create", "failed")
     assert "98765" not in recorded()
-    assert room.recorder.events[-1].facts == {"code": "bad_cell"}
+    assert room.recorder.events[-1].facts == {"upload": upload.id, "code": "bad_cell"}
     assert (ME.tenant, upload.object_id) not in room.sealer.keys
     with pytest.raises(IntegrityError):
-        list(room.uploads.read(ME.tenant, upload.object_id, 1, Purpose.DATASET))
+        list(room.artifacts.read(ME.tenant, upload.object_id, 1, Purpose.DATASET))
     room.add(PRIVATE, ROWS)  # the name is free for the mended file
 
 
@@ -119,9 +122,68 @@ def test_a_name_is_taken_once_and_only_by_what_is_ready(room: DataRoom) -> None:
     with pytest.raises(ConflictError) as caught:
         room.send(PRIVATE, ROWS)
     assert caught.value.error_code == "name_taken"
-    with pytest.raises(NotFoundError):
+    with pytest.raises(ConflictError) as caught:
         room.datasets.complete(ME, abandoned.id)
+    assert caught.value.error_code == "upload_ended"
     assert (ME.tenant, abandoned.object_id) not in room.sealer.keys
+
+
+def _expire(room: DataRoom, _upload: Upload) -> None:
+    room.clock.advance(UPLOAD_EXPIRY_S + 1)
+    assert room.upload_endings.expire() == 1
+
+
+OTHER = tenant_caller(name="other")
+ENDS: dict[str, tuple[bytes, Callable[[DataRoom, Upload], object], str, dict[str, str], TenantCaller | None]] = {
+    "completed": (ROWS, lambda room, upload: room.datasets.complete(ME, upload.id), "done", {}, ME),
+    "refused": (
+        SECRET,
+        lambda room, upload: room.datasets.complete(ME, upload.id),
+        "failed",
+        {"code": "bad_cell"},
+        ME,
+    ),
+    "given up": (
+        ROWS,
+        lambda room, upload: room.uploads.abort(ME, upload.id),
+        "abandoned",
+        {"reason": "given_up"},
+        ME,
+    ),
+    "its name taken by another": (
+        ROWS,
+        lambda room, upload: room.send(PRIVATE, ROWS, OTHER),
+        "abandoned",
+        {"reason": "deleted"},
+        OTHER,
+    ),
+    "expired": (ROWS, _expire, "expired", {}, None),
+}
+
+
+@pytest.mark.parametrize(("data", "end", "outcome", "facts", "by"), ENDS.values(), ids=ENDS.keys())
+def test_each_declaration_ends_in_the_log_as_it_ends_in_the_registry(
+    room: DataRoom,
+    data: bytes,
+    end: Callable[[DataRoom, Upload], object],
+    outcome: str,
+    facts: dict[str, str],
+    by: TenantCaller | None,
+) -> None:
+    upload = room.send(PRIVATE, data)
+    with contextlib.suppress(UnprocessableError):
+        end(room, upload)
+    mine = [event for event in room.recorder.events if event.facts.get("upload") == upload.id]
+    assert [(event.action, event.outcome) for event in mine] == [
+        ("dataset:create", "intent"),
+        ("dataset:create", outcome),
+    ]
+    assert mine[1].facts.items() >= facts.items()
+    assert mine[1].actor == by
+    assert ((ME.tenant, upload.object_id) in room.sealer.keys) == (outcome == "done")
+    if outcome != "done":
+        room.upload_endings.expire()
+        assert list(room.blobs.keys(f"{ME.tenant}/{upload.object_id}")) == []
 
 
 def test_what_is_not_complete_cannot_be_read_trained_on_or_deleted(room: DataRoom) -> None:

@@ -8,7 +8,7 @@ import pytest
 import uvicorn
 
 from modelkeep_platform.http import connection
-from modelkeep_platform.http.connection import HEAD_BYTES, BoundedProtocol
+from modelkeep_platform.http.connection import HEAD_BYTES, BoundedProtocol, JoinedWrites
 
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[bytes]]
 REQUEST = b"POST /a HTTP/1.1\r\nhost: h\r\ncontent-length: 3\r\n\r\nabc"
@@ -128,3 +128,46 @@ def test_a_second_head_has_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None
         return first + b"|" + await reader.read()
 
     assert talk(conversation) == b"HTTP/1.1 200 OK /a:3|"
+
+
+class Sent(asyncio.Transport):
+    """Notes what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[str, bytes]] = []
+
+    def write(self, data: Any) -> None:
+        self.calls.append(("write", bytes(data)))
+
+    def writelines(self, list_of_data: Any) -> None:
+        self.calls.append(("writelines", b"|".join(list_of_data)))
+
+    def close(self) -> None:
+        self.calls.append(("close", b""))
+
+    def abort(self) -> None:
+        self.calls.append(("abort", b""))
+
+
+def test_head_and_body_leave_together_and_nothing_stays_behind() -> None:
+    async def run() -> None:
+        sent = Sent()
+        joined = JoinedWrites(sent, asyncio.get_running_loop())
+        joined.write(b"head")
+        assert sent.calls == []
+        joined.write(b"body")
+        joined.write(b"more")
+        assert sent.calls == [("writelines", b"head|body")]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert sent.calls[1:] == [("write", b"more")]
+        joined.write(b"last")
+        joined.close()
+        assert sent.calls[2:] == [("write", b"last"), ("close", b"")]
+        joined.write(b"dropped")
+        joined.abort()
+        await asyncio.sleep(0)
+        assert sent.calls[4:] == [("abort", b"")]
+
+    asyncio.run(run())

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from fakes.core import ACME, GLOBEX, FakeClock, operator_caller, tenant_caller
+from fakes.core import ACME, GLOBEX, FakeClock, FakeLimits, operator_caller, tenant_caller
 from fakes.edge import Answer, Edge
 from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.errors import ConflictError, MalformedError, RateLimitedError, UnavailableError
@@ -40,7 +40,7 @@ def effects() -> Effects:
 
 @pytest.fixture
 def store(database: Database, clock: FakeClock) -> IdempotencyStore:
-    return IdempotencyStore(database=database, clock=clock, max_keys=3)
+    return IdempotencyStore(database=database, clock=clock, limits=FakeLimits(), max_keys=3)
 
 
 ALICE = tenant_caller(ACME, name="alice")

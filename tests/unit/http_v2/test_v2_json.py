@@ -194,3 +194,28 @@ def test_an_unknown_output_is_refused_by_name() -> None:
     with pytest.raises(UnprocessableError, match="no output `c`; it has a, b") as caught:
         check_outputs(asked, ("a", "b"))
     assert caught.value.error_code == "invalid_output"
+
+
+@pytest.mark.parametrize("count", [1, 63, 64, 1_000])
+@pytest.mark.parametrize("number", ["1e39", "-1e39"])
+def test_one_number_outside_the_datatype_among_many_is_refused(count: int, number: str) -> None:
+    text = "[" + ",".join(["1.5"] * (count - 1) + [number]) + "]"
+    with pytest.raises(MalformedError, match="outside FP32"):
+        parse_request(with_data(text, shape=f"[{count}]"))
+    assert parse_request(with_data(text, "FP64", shape=f"[{count}]")).inputs["x"].shape == (count,)
+
+
+@pytest.mark.parametrize("count", [1, 63, 64, 1_000])
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_one_number_that_json_cannot_carry_fails_the_answer(count: int, number: float) -> None:
+    array = np.ones(count, "<f4")
+    array[-1] = number
+    request = InferRequest(inputs={}, outputs=(), id="", timeout_s=1.0)
+    with pytest.raises(UnprocessableError, match="NaN or infinity"):
+        encode_answer(
+            model="m",
+            version=1,
+            request=request,
+            outputs={"y": Tensor("float32", (count,), array.tobytes())},
+            names=("y",),
+        )

@@ -8,6 +8,8 @@ from fakes.core import FakeClock
 from modelkeep_platform.core.errors import RateLimitedError, UnavailableError, UnprocessableError
 from modelkeep_platform.identity import secrets
 from modelkeep_platform.identity.secrets import (
+    MAX_GUESSES,
+    WINDOW_S,
     GuessLimit,
     check_password,
     hash_password,
@@ -102,6 +104,20 @@ def test_an_attempt_counts_all_of_its_subjects_or_none(guesses: GuessLimit) -> N
         guesses.attempt("user:new")
     with pytest.raises(RateLimitedError):
         guesses.attempt("user:new")
+
+
+def test_nobody_waits_for_a_clock_that_was_set_back_to_catch_up(guesses: GuessLimit, clock: FakeClock) -> None:
+    for _ in range(MAX_GUESSES):
+        guesses.failed("client:x")
+    with pytest.raises(RateLimitedError):
+        guesses.check("client:x")
+    clock.time_s -= 86_400
+    guesses.check("client:x")
+    for _ in range(MAX_GUESSES):
+        guesses.attempt("client:x")
+    with pytest.raises(RateLimitedError) as caught:
+        guesses.attempt("client:x")
+    assert 0 < caught.value.retry_after_s <= WINDOW_S
 
 
 def test_right_guesses_are_forgiven(guesses: GuessLimit) -> None:

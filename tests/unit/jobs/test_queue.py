@@ -5,11 +5,11 @@ from collections.abc import Callable
 import pytest
 import sqlalchemy as sa
 
-from fakes.core import ACME, GLOBEX, FakeClock, FakeEntropy
+from fakes.core import ACME, GLOBEX, FakeClock, FakeEntropy, FakeLimits
 from modelkeep_platform.core.errors import MalformedError, RateLimitedError
 from modelkeep_platform.core.ids import TenantId
+from modelkeep_platform.core.limits import TenantLimits
 from modelkeep_platform.jobs.queue import (
-    MAX_ACTIVE,
     MAX_LINES,
     Job,
     JobQueue,
@@ -24,6 +24,7 @@ from modelkeep_platform.storage.transactions import System, TenantTransaction
 
 BY = System(reason="test")
 LEASE_S = 30
+MAX_ACTIVE = 20
 
 
 class Room:
@@ -31,7 +32,8 @@ class Room:
 
     def __init__(self, database: Database, clock: FakeClock, entropy: FakeEntropy) -> None:
         self.database, self.clock = database, clock
-        self.queue = JobQueue(clock=clock, entropy=entropy)
+        self.limits = FakeLimits(active_jobs=MAX_ACTIVE, running_jobs=MAX_ACTIVE)
+        self.queue = JobQueue(clock=clock, entropy=entropy, limits=self.limits)
 
     def add(self, tenant: TenantId = ACME, name: str = "m") -> Job:
         with self.database.tenant(tenant, by=BY) as tx:
@@ -101,6 +103,24 @@ def test_the_oldest_is_first_and_whoever_has_fewest_running_goes_before(room: Ro
     assert claimed[0] in {job.name for job in first}
     assert claimed[1] == guest.name
     assert set(claimed[2:]) | {claimed[0]} == {"a0", "a1", "a2"}
+
+
+def test_a_tenant_runs_so_many_at_once_and_the_rest_waits_for_it_alone(room: Room) -> None:
+    room.limits.own[ACME] = TenantLimits(running_jobs=1)
+    for number in range(3):
+        room.add(name=f"a{number}")
+        room.clock.advance(1)
+    first = room.claim()
+    room.add(GLOBEX, name="b")
+    assert (first.job.name, room.claim().job.name) == ("a0", "b")
+    with room.database.platform() as tx:
+        assert room.queue.claim(tx, "h1", lease_s=LEASE_S) is None
+    room.within(lambda tx: room.queue.finish(tx, first, JobState.SUCCEEDED))
+    assert room.claim().job.name == "a1"
+    room.limits.own[ACME] = TenantLimits(running_jobs=0)
+    with room.database.platform() as tx:
+        assert room.queue.claim(tx, "h1", lease_s=LEASE_S) is None
+        assert room.queue.running(tx.as_tenant(ACME)) == 1, "what runs goes on"
 
 
 def test_jobs_of_one_tenant_go_in_order(room: Room) -> None:

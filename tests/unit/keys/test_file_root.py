@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from modelkeep_platform.core.errors import ConflictError
+from modelkeep_platform.core.secrets import SecretBytes
 from modelkeep_platform.keys.roots.file import FileRootKey, RootKeyError
+from modelkeep_platform.keys.sealed import SealedError
 
 SHOWN = "modelkeep-root-key-v1 " + "0123456789abcdef" * 4
 
@@ -214,3 +216,16 @@ def test_what_is_no_plain_file_is_refused_at_once(path: Path, place: Callable[[P
     before = len(list(Path("/proc/self/fd").iterdir()))
     _refused(path)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_wrapped_key_opens_under_its_root_and_context_only(path: Path, data: Path, tmp_path: Path) -> None:
+    FileRootKey.create(path, data=data)
+    root = FileRootKey.load(path, data=data)
+    wrapped = root.wrap(SecretBytes(b"k" * 32), b"context")
+    assert root.unwrap(wrapped, b"context").reveal() == b"k" * 32
+    FileRootKey.create(tmp_path / "elsewhere" / "other.key", data=data)
+    other = FileRootKey.load(tmp_path / "elsewhere" / "other.key", data=data)
+    assert root.id != other.id
+    for opened_by, context in ((root, b"another"), (other, b"context")):
+        with pytest.raises(SealedError):
+            opened_by.unwrap(wrapped, context)

@@ -277,3 +277,11 @@ def test_another_process_forgets_a_destroyed_key_when_it_sees_the_epoch(room: Se
     assert other.open(ACME, ONE, sealed, **PLACE) == b"plain", "it has not seen the deletion"
     seen[0] += 1
     _refused("key_missing", lambda: other.open(ACME, ONE, sealed, **PLACE))
+
+
+def test_the_root_key_is_looked_at_by_opening_the_newest_key(room: SealedRoom) -> None:
+    room.keys.check_root(ACME)
+    _refused("key_missing", lambda: room.keys.check_root(TenantId("cccccccc-0000-4000-8000-000000000003")))
+    other = KeyService(database=room.database, root=FakeRootKey("another"), clock=room.clock, entropy=FakeEntropy())
+    with pytest.raises(IntegrityError):
+        other.check_root(ACME)

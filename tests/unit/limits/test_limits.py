@@ -1,11 +1,13 @@
-"""Requests a minute and at once: counted in memory by one process, by leases among several, never past the limit."""
+"""Requests a minute and at once, of a tenant and of each of its accounts: who is refused, with what, and who is not."""
 
 import pytest
 
-from fakes.core import ACME, GLOBEX, FakeClock, tenant_caller
+from fakes.core import ACME, GLOBEX, FakeClock, FakeLimits, tenant_caller
 from modelkeep_platform.core.errors import RateLimitedError
-from modelkeep_platform.limits.service import Allowance, RequestLimitError, RequestLimits, headers
-from modelkeep_platform.limits.windows import WINDOW_S, Standing, Windows
+from modelkeep_platform.core.limits import TenantLimits
+from modelkeep_platform.limits.bucket import Rate
+from modelkeep_platform.limits.rates import Standing
+from modelkeep_platform.limits.service import RequestLimitError, RequestLimits, headers
 from modelkeep_platform.storage.database import Database
 
 ME, OTHER = tenant_caller(ACME), tenant_caller(GLOBEX)
@@ -14,20 +16,26 @@ ME, OTHER = tenant_caller(ACME), tenant_caller(GLOBEX)
 def limits(
     database: Database, clock: FakeClock, *, tenant: int = 5, principal: int = 5, at_once: int = 2
 ) -> RequestLimits:
-    allowance = Allowance(tenant_requests=tenant, principal_requests=principal, concurrent=at_once)
-    return RequestLimits(database=database, clock=clock, allowance=allowance, processes=lambda: 1)
+    said = FakeLimits(requests_per_minute=tenant, principal_requests_per_minute=principal, concurrent_requests=at_once)
+    return RequestLimits(database=database, clock=clock, limits=said, processes=lambda: 1)
 
 
-def test_a_minute_allows_the_limit_and_the_next_begins_anew(database: Database, clock: FakeClock) -> None:
+def test_the_burst_may_come_at_once_and_the_rest_comes_in_evenly(database: Database, clock: FakeClock) -> None:
     room = limits(database, clock)
     left = [room.admit(ME).remaining for _ in range(5)]
     assert left == [4, 3, 2, 1, 0]
     with pytest.raises(RequestLimitError) as caught:
         room.admit(ME)
-    assert caught.value.error_code == "rate_limited"
-    assert 1 <= caught.value.retry_after_s <= WINDOW_S
+    assert (caught.value.error_code, caught.value.retry_after_s) == ("rate_limited", 12)
+    assert caught.value.message == "this account may make 5 requests a minute, 5 of them at once; wait 12 s"
     assert room.admit(OTHER).remaining == 4
-    clock.advance(WINDOW_S)
+    clock.advance(11)
+    with pytest.raises(RequestLimitError) as caught:
+        room.admit(ME)
+    assert caught.value.retry_after_s == 1
+    clock.advance(1)
+    assert room.admit(ME).remaining == 0
+    clock.advance(3600)
     assert room.admit(ME).remaining == 4
 
 
@@ -49,6 +57,23 @@ def test_a_tenant_is_stopped_whoever_of_it_asks(database: Database, clock: FakeC
         room.admit(tenant_caller(ACME, name="d"))
 
 
+def test_an_account_cannot_take_every_place_of_its_tenant(database: Database, clock: FakeClock) -> None:
+    said = FakeLimits(concurrent_requests=3, principal_concurrent_requests=2)
+    room = RequestLimits(database=database, clock=clock, limits=said, processes=lambda: 1)
+    first, second = tenant_caller(ACME), tenant_caller(ACME, name="another")
+    with room.slot(first), room.slot(first):
+        with pytest.raises(RateLimitedError, match="2 requests of this account") as caught, room.slot(first):
+            pytest.fail("a third place")
+        assert caught.value.error_code == "too_many_at_once"
+        with (
+            room.slot(second),
+            pytest.raises(RateLimitedError, match="3 requests of this tenant"),
+            room.slot(second),
+        ):
+            pytest.fail("a fourth place")
+    assert room._running == {}
+
+
 def test_places_at_once_are_given_back_also_after_an_error(database: Database, clock: FakeClock) -> None:
     room = limits(database, clock)
     with room.slot(ME), room.slot(ME):
@@ -63,43 +88,44 @@ def test_places_at_once_are_given_back_also_after_an_error(database: Database, c
         pass
 
 
-def test_the_fields_say_policy_and_standing() -> None:
-    shown = headers(Standing(limit=60, remaining=7, reset_s=12, allowed=True))
-    assert shown == {"ratelimit-policy": '"requests";q=60;w=60', "ratelimit": '"requests";r=7;t=12'}
+def test_the_fields_say_rate_and_standing() -> None:
+    standing = Standing("t", Rate.of(60, burst_seconds=3), remaining=7, wait_s=1, allowed=True)
+    shown = headers(standing)
+    assert shown == {"ratelimit-policy": '"requests";q=60;w=60', "ratelimit": '"requests";r=7;t=1'}
 
 
-@pytest.mark.parametrize("processes", [2, 3, 8])
-def test_several_processes_allow_the_limit_and_no_more(database: Database, clock: FakeClock, processes: int) -> None:
-    limit = 1000
-    counters = [
-        Windows(database=database, clock=clock, limit=limit, processes=lambda: processes) for _ in range(processes)
-    ]
-
-    def ask(counter: Windows) -> bool:
-        while (standing := counter.take("acme")) is None:
-            counter.lease("acme")
-        return standing.allowed
-
-    # All traffic reaches one process first: what it may is not a part of the limit, but nearly all of it.
-    allowed = sum(ask(counters[0]) for _ in range(limit))
-    assert allowed == limit
-    clock.advance(WINDOW_S)
-    allowed = sum(ask(counter) for _ in range(limit) for counter in counters)
-    assert limit * 0.9 <= allowed <= limit
+def test_a_refused_account_costs_its_tenant_nothing(database: Database, clock: FakeClock) -> None:
+    room = limits(database, clock, tenant=5, principal=2)
+    for _ in range(2):
+        room.admit(ME)
+    for _ in range(10):
+        with pytest.raises(RequestLimitError, match="this account"):
+            room.admit(ME)
+    assert [room.admit(tenant_caller(ACME, name=name)).remaining for name in ("a", "b")] == [1, 1]
 
 
-def test_a_second_process_that_appears_finds_what_the_first_used(database: Database, clock: FakeClock) -> None:
-    alive = [1]
-    first, second = (Windows(database=database, clock=clock, limit=100, processes=lambda: alive[0]) for _ in range(2))
-    for _ in range(60):
-        assert first.take("acme") is not None
-    alive[0] = 2
+def test_what_is_not_known_in_this_epoch_is_looked_up_in_a_thread(database: Database, clock: FakeClock) -> None:
+    said = FakeLimits()
+    room = RequestLimits(database=database, clock=clock, limits=said, processes=lambda: 1)
+    assert room.admit_now(ME) is not None
+    said.known = False
+    assert room.admit_now(ME) is None
+    assert room.admit(ME).allowed
 
-    def ask(counter: Windows) -> bool:
-        while (standing := counter.take("acme")) is None:
-            counter.lease("acme")
-        return standing.allowed
 
-    assert ask(first)
-    more = sum(ask(counter) for _ in range(100) for counter in (first, second))
-    assert 30 <= more <= 39
+def test_another_limit_holds_for_the_next_request(database: Database, clock: FakeClock) -> None:
+    said = FakeLimits()
+    room = RequestLimits(database=database, clock=clock, limits=said, processes=lambda: 1)
+    room.admit(ME)
+    said.own[ACME] = TenantLimits(requests_per_minute=1, concurrent_requests=1)
+    with room.slot(ME):
+        with pytest.raises(RateLimitedError), room.slot(ME):
+            pass
+        with room.slot(OTHER), room.slot(OTHER):
+            pass
+    room.admit(ME)
+    with pytest.raises(RequestLimitError, match="this tenant may make 1 requests a minute"):
+        room.admit(ME)
+    del said.own[ACME]
+    clock.advance(0.01)
+    assert room.admit(ME).allowed

@@ -1,54 +1,34 @@
 """The registry: versions never change and their numbers never come back, aliases move, refusals leave nothing."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from fakes.core import ACME, GLOBEX, tenant_caller
+from fakes.faulty_blobs import Crash
 from fakes.graphs import document, encoded, node, weights_of
-from fakes.registry import GRAPH, LAYER, WEIGHTS, ModelRoom
+from fakes.registry import GRAPH, LAYER, OTHER, WEIGHTS, ModelRoom, missed, refused
 from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.callers import Caller
 from modelkeep_platform.core.errors import (
-    ConflictError,
     ForbiddenError,
     IntegrityError,
-    MalformedError,
-    NotFoundError,
-    TooLargeError,
-    UnprocessableError,
 )
 from modelkeep_platform.core.ids import ObjectId
 from modelkeep_platform.core.limits import MAX_PART_BYTES, UPLOAD_EXPIRY_S
 from modelkeep_platform.core.refs import Kind, ResourceRef
 from modelkeep_platform.core.sealing import Purpose
-from modelkeep_platform.jobs.queue import StaleLeaseError
 from modelkeep_platform.models.graph import parse
-from modelkeep_platform.models.rows import make_ready, require_model
+from modelkeep_platform.models.rows import READY, change_pending
 from modelkeep_platform.models.versions import Versions
 from modelkeep_platform.storage.pages import PageRequest
 from modelkeep_platform.storage.tables.models import model_versions, models
-from modelkeep_platform.storage.transactions import System, TenantTransaction
+from modelkeep_platform.storage.transactions import System
 
 ME = tenant_caller()
-TEXT = "there is no such object, or you may not see it"
-OTHER: Any = document([node("linear", {"in_features": 2, "out_features": 4}, "x0", name="layer")], [(-1, 2)], (-1, 4))
-
-
-def missed(call: Callable[[], object]) -> None:
-    with pytest.raises(NotFoundError) as caught:
-        call()
-    assert (caught.value.error_code, caught.value.message, caught.value.details) == ("not_found", TEXT, {})
-
-
-def refused(code: str, call: Callable[[], object]) -> str:
-    with pytest.raises((UnprocessableError, ConflictError, MalformedError, TooLargeError)) as caught:
-        call()
-    assert caught.value.error_code == code
-    return caught.value.message
 
 
 # --- upload -----------------------------------------------------------------------------------------
@@ -80,8 +60,8 @@ def test_a_version_is_there_when_it_was_admitted_and_not_before(room: ModelRoom)
     assert (model.name, model.description, model.owner) == ("cells", "of cells", "acme")
     assert (model.latest_version, model.aliases) == (1, {})
     assert room.recorded() == [
-        ("model:create", "intent", {"version": 1}),
-        ("model:create", "done", {"version": 1}),
+        ("model:create", "intent", {"upload": new.upload.id, "version": 1}),
+        ("model:create", "done", {"upload": new.upload.id, "version": 1}),
     ]
 
 
@@ -138,11 +118,15 @@ def test_refused_weights_leave_nothing_and_the_log_says_so(room: ModelRoom) -> N
     new = room.send(weights=b"\x80\x04K\x01.")
     message = refused("pickle_refused", lambda: room.admission.complete(ME, new.upload.id))
     assert message.startswith("this is a pickle; ")
-    assert room.recorded()[-1] == ("model:create", "failed", {"version": 1, "code": "pickle_refused"})
+    assert room.recorded()[-1] == (
+        "model:create",
+        "failed",
+        {"upload": new.upload.id, "version": 1, "code": "pickle_refused"},
+    )
     assert room.rows() == {"models": 0, "model_versions": 0, "model_aliases": 0}
     assert room.sealer.keys == set()
     assert room.stored(new.model_id) == 0
-    missed(lambda: room.admission.complete(ME, new.upload.id))
+    refused("upload_ended", lambda: room.admission.complete(ME, new.upload.id))
     assert room.uploads.status(ME, new.upload.id).state == "aborted"
 
 
@@ -150,7 +134,7 @@ def test_a_refusal_costs_its_number_and_leaves_the_other_versions(room: ModelRoo
     room.add()
     bad = room.send(weights=weights_of(parse(encoded(OTHER))))
     refused("invalid_weights", lambda: room.admission.complete(ME, bad.upload.id))
-    assert room.stored(bad.model_id) > 0
+    assert {key.split("/")[2] for key in room.blobs.keys(f"{ACME}/{bad.model_id}")} == {"1"}
     assert [one.version for one in room.models.list_versions(ME, "cells", PageRequest()).items] == [1]
     assert room.add().version == 3
 
@@ -159,7 +143,11 @@ def test_another_digest_ends_the_upload(room: ModelRoom) -> None:
     new = room.admission.create_version(ME, "cells", encoded(LAYER), len(WEIGHTS), "0" * 64)
     room.uploads.put_part(ME, new.upload.id, 0, WEIGHTS, hashlib.sha256(WEIGHTS).digest())
     refused("digest_mismatch", lambda: room.admission.complete(ME, new.upload.id))
-    assert room.recorded()[-1] == ("model:create", "failed", {"version": 1, "code": "digest_mismatch"})
+    assert room.recorded()[-1] == (
+        "model:create",
+        "failed",
+        {"upload": new.upload.id, "version": 1, "code": "digest_mismatch"},
+    )
     assert room.rows()["models"] == 0
 
 
@@ -169,8 +157,7 @@ def test_missing_parts_are_no_refusal(room: ModelRoom) -> None:
     refused("upload_incomplete", lambda: room.admission.complete(ME, new.upload.id))
     room.uploads.put_part(ME, new.upload.id, 0, WEIGHTS, bytes.fromhex(digest))
     assert room.admission.complete(ME, new.upload.id).version == 1
-    missed_again = new.upload.id
-    refused("upload_ended", lambda: room.admission.complete(ME, missed_again))
+    refused("upload_ended", lambda: room.admission.complete(ME, new.upload.id))
     assert room.models.get(ME, "cells").latest_version == 1
 
 
@@ -198,25 +185,62 @@ def test_an_upload_of_something_else_is_no_version(room: ModelRoom) -> None:
     assert room.uploads.status(ME, upload.id).state == "open"
 
 
-def test_what_was_given_up_is_cleared_by_the_next_upload(room: ModelRoom) -> None:
+def test_what_was_given_up_or_expired_is_gone_with_the_upload(room: ModelRoom) -> None:
     for number in range(3):
         room.uploads.abort(ME, room.send(f"given-up-{number}").upload.id)
     room.send("late")
     room.clock.advance(UPLOAD_EXPIRY_S + 1)
-    assert room.uploads.expire() == 1
     waiting = room.send("waits")
+    assert room.upload_endings.expire() == 1
     assert room.rows() == {"models": 1, "model_versions": 1, "model_aliases": 0}
     assert len(room.sealer.keys) == 1
-    room.add("cells")
     assert room.admission.complete(ME, waiting.upload.id).version == 1
 
 
-def test_clearing_takes_no_model_that_had_another_number(room: ModelRoom) -> None:
+def test_a_registration_that_died_halfway_ends_with_its_upload(
+    room: ModelRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_args: object, **_kwargs: object) -> bytes:
+        raise Crash
+
+    with monkeypatch.context() as patched:
+        patched.setattr(room.sealer, "seal", die)
+        with pytest.raises(Crash):
+            room.send()
+    assert room.rows()["model_versions"] == 1
+    missed(lambda: room.models.get(ME, "cells"))
+    room.clock.advance(UPLOAD_EXPIRY_S + 1)
+    assert room.upload_endings.expire() == 1
+    assert room.rows() == {"models": 0, "model_versions": 0, "model_aliases": 0}
+    assert room.sealer.keys == set()
+    assert [outcome for _, outcome, _ in room.recorded()] == ["intent", "expired"]
+    assert room.add().version == 1
+
+
+def test_whoever_deletes_a_model_ends_the_uploads_of_others_to_it(room: ModelRoom) -> None:
+    room.add()
+    waiting = [room.send().upload.id for _ in range(2)]
+    other = tenant_caller(name="other")
+    room.recorder.events.clear()
+    room.models.delete(other, "cells")
+    assert sorted(room.recorded()[:2], key=str) == sorted(
+        [
+            ("model:create", "abandoned", {"upload": upload, "version": number, "reason": "deleted"})
+            for number, upload in enumerate(waiting, start=2)
+        ],
+        key=str,
+    )
+    assert room.recorded()[2:] == [("model:delete", "done", {})]
+    assert {event.actor for event in room.recorder.events} == {other}
+    assert room.upload_endings.expire() == 2  # their bytes
+    assert len(room.recorder.events) == 3
+
+
+def test_giving_up_takes_no_model_that_had_another_number(room: ModelRoom) -> None:
     room.add()
     room.models.delete_version(ME, "cells", "1")
     room.uploads.abort(ME, room.send().upload.id)
-    room.add("other")
-    assert room.rows() == {"models": 2, "model_versions": 1, "model_aliases": 0}
+    assert room.rows() == {"models": 1, "model_versions": 0, "model_aliases": 0}
     assert room.add().version == 3
 
 
@@ -241,92 +265,8 @@ def test_a_model_deleted_before_its_upload_is_complete_stays_deleted(room: Model
     room.add()
     new = room.send()
     room.models.delete(ME, "cells")
-    missed(lambda: room.admission.complete(ME, new.upload.id))
+    refused("upload_ended", lambda: room.admission.complete(ME, new.upload.id))
     assert room.rows()["model_versions"] == 0
-
-
-# --- trained ----------------------------------------------------------------------------------------
-
-
-def test_a_job_registers_once(room: ModelRoom) -> None:
-    assert room.train(job="job_1") == 1
-    assert room.train(job="job_1", weights=(b"other",)) == 1
-    assert room.train(job="job_2") == 2
-    made = room.models.get_version(ME, "cells", "1")
-    assert made.provenance == {"source": "job", "job_id": "job_1", "dataset": "rows", "privacy": None}
-    assert (made.created_by, made.weights_bytes) == ("principal-app", len(WEIGHTS))
-    assert b"".join(room.models.export_weights(ME, "cells", "1")[1]) == WEIGHTS
-    assert room.recorded()[:2] == [
-        ("model:create", "done", {"version": 1, "job": "job_1"}),
-        ("model:create", "done", {"version": 2, "job": "job_2"}),
-    ]
-
-
-def test_the_slower_of_two_workers_of_one_job_finds_the_version_of_the_faster(room: ModelRoom) -> None:
-    def slow() -> Iterator[bytes]:
-        yield WEIGHTS[:10]
-        assert room.train(job="job_1") == 2
-        yield WEIGHTS[10:]
-
-    assert room.train(job="job_1", weights=slow()) == 2
-    assert [one.version for one in room.models.list_versions(ME, "cells", PageRequest()).items] == [2]
-    model = room.models.resolve(ME, "cells").object_id
-    assert {key.split("/")[2] for key in room.blobs.keys(f"{ACME}/{model}")} == {"2"}
-
-
-@pytest.mark.parametrize("asked", [1, 2], ids=["before it began", "while the weights came"])
-def test_who_lost_the_lease_makes_nothing_visible_and_leaves_nothing(room: ModelRoom, asked: int) -> None:
-    left = [asked - 1]
-
-    def check_lease(tx: TenantTransaction) -> None:
-        assert tx.owner == ACME
-        if not left[0]:
-            raise StaleLeaseError("the lease on this job is over")
-        left[0] -= 1
-
-    refused("stale_lease", lambda: room.train(check_lease=check_lease))
-    assert room.rows() == {"models": 0, "model_versions": 0, "model_aliases": 0}
-    assert (room.sealer.keys, list(room.blobs.keys(ACME)), room.recorded()) == (set(), [], [])
-    assert room.train() == 1
-
-
-def test_weights_that_fail_on_their_way_leave_nothing(room: ModelRoom) -> None:
-    def broken() -> Iterator[bytes]:
-        yield WEIGHTS
-        raise UnprocessableError("no", code="invalid_weights")
-
-    refused("invalid_weights", lambda: room.train(weights=broken()))
-    assert room.rows() == {"models": 0, "model_versions": 0, "model_aliases": 0}
-    assert room.sealer.keys == set()
-    assert list(room.blobs.keys(ACME)) == []
-    assert room.train() == 1
-
-
-def test_what_is_visible_is_not_discarded_when_hearing_of_it_fails(
-    room: ModelRoom, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    add = room.trained._add
-
-    def deaf(*args: Any, **kwargs: Any) -> int | None:
-        add(*args, **kwargs)
-        raise ConnectionError
-
-    monkeypatch.setattr(room.trained, "_add", deaf)
-    with pytest.raises(ConnectionError):
-        room.train()
-    assert b"".join(room.models.export_weights(ME, "cells", "1")[1]) == WEIGHTS
-
-
-def test_a_model_deleted_while_it_was_trained_stays_deleted(room: ModelRoom) -> None:
-    room.add()
-
-    def deleting() -> Iterator[bytes]:
-        yield WEIGHTS
-        room.models.delete(ME, "cells")
-
-    with pytest.raises(IntegrityError):
-        room.train(weights=deleting())
-    assert room.rows() == {"models": 0, "model_versions": 0, "model_aliases": 0}
 
 
 # --- read -------------------------------------------------------------------------------------------
@@ -522,7 +462,7 @@ def test_deleting_a_model_destroys_its_key_and_its_bytes(room: ModelRoom) -> Non
     assert room.stored(made.model_id) == 0
     assert room.rows() == {"models": 0, "model_versions": 0, "model_aliases": 0}
     missed(lambda: room.models.get(ME, "cells"))
-    missed(lambda: room.admission.complete(ME, waiting.upload.id))
+    refused("upload_ended", lambda: room.admission.complete(ME, waiting.upload.id))
     again = room.add()
     assert again.model_id != made.model_id
 
@@ -537,8 +477,7 @@ def test_what_vanishes_between_decision_and_reading_is_said_to_be_deleted(room: 
     refused("deleted", lambda: versions.show(ACME, model_id, 1))
     refused("deleted", lambda: versions.open_graph(ACME, model_id, 1))
     with room.database.tenant(ACME, by=System(reason="test")) as tx:
-        refused("deleted", lambda: make_ready(tx, model_id, 1))
-        refused("deleted", lambda: require_model(tx, model_id))
+        refused("deleted", lambda: change_pending(tx, model_id, 1, state=READY))
 
 
 def test_policy_is_asked_first_with_the_action_and_the_name(room: ModelRoom) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy.sql.dml import Delete, Update
 
 from fakes.core import ACME, GLOBEX, FakeClock, FakeEntropy
 from modelkeep_platform.core.errors import (
@@ -23,6 +22,7 @@ from modelkeep_platform.privacy.grid import fit_grid
 from modelkeep_platform.privacy.ledger import BudgetLedger
 from modelkeep_platform.privacy.plan import MechanismPlan, RanMechanism, calibrate
 from modelkeep_platform.storage.database import Database
+from modelkeep_platform.storage.prepared import PreparedUpdate
 from modelkeep_platform.storage.tables.privacy import privacy_budgets, privacy_reservations
 from modelkeep_platform.storage.transactions import Row, System, TenantTransaction
 
@@ -339,11 +339,11 @@ def test_a_lost_race_is_tried_again_and_a_hopeless_one_gives_up(
     change = tx.change
     lost = {"left": 3}
 
-    def losing(statement: Update | Delete) -> int:
+    def losing(statement: PreparedUpdate, **parameters: object) -> int:
         if lost["left"] > 0:
             lost["left"] -= 1
             return 0
-        return change(statement)
+        return change(statement, **parameters)
 
     monkeypatch.setattr(tx, "change", losing, raising=False)
     held = ledger.reserve(tx, DATASET, job(1), plan(1.0))

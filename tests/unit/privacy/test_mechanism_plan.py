@@ -162,3 +162,10 @@ def test_two_jobs_of_epsilon_two_compose_to_less_than_four() -> None:
     grid = fit_grid(epsilon=4.0, delta=1e-5)
     cost = calibrate(epsilon=2.0, grid=grid, **SHAPE).cost(grid)
     assert 2.7 < grid.epsilon([2 * unit for unit in cost]) < 3.0
+
+
+def test_less_than_the_smallest_epsilon_is_not_offered() -> None:
+    grid = fit_grid(epsilon=0.01, delta=1e-5)
+    spent = tuple(max(0, (grid.limit - overhead) // 2) for overhead in grid.overheads)
+    assert smallest_noise(grid, 1e-6, 1, spent=spent, limit=grid.limit) is not None
+    assert largest_that_fits(grid, spent, 1e-6, 1) == 0.0

@@ -235,6 +235,50 @@ def test_a_layer_that_is_not_used_gets_noise_too() -> None:
     assert bool((module.idle.weight.grad != 0).all())
 
 
+def test_a_module_that_uses_none_of_its_layers_gets_noise_alone() -> None:
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.idle = nn.Linear(3, 2)
+
+        def forward(self, x: Any) -> Any:
+            return x[:, :2]
+
+    module = Idle()
+    engine = PrivateGradient(module=module, loss_fn=cross_entropy, plan=PLAN, noise=no_noise())
+    found = gradient(engine, module, [(torch.randn(4, 3), torch.zeros(4, dtype=torch.int64))])
+    assert not bool(found.any())
+
+
+def test_a_layer_called_by_keyword_is_refused() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.out = nn.Linear(3, 2)
+
+        def forward(self, x: Any) -> Any:
+            return self.out(input=x)
+
+    engine = PrivateGradient(module=Odd(), loss_fn=cross_entropy, plan=PLAN, noise=no_noise())
+    with pytest.raises(ValueError, match="one positional tensor"):
+        engine.compute([(torch.randn(4, 3), torch.zeros(4, dtype=torch.int64))])
+
+
+def test_an_output_that_is_not_of_the_batch_is_refused() -> None:
+    class Constant(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.out = nn.Linear(3, 2)
+
+        def forward(self, x: Any) -> Any:
+            return self.out(torch.ones(4, 3))
+
+    engine = PrivateGradient(module=Constant(), loss_fn=cross_entropy, plan=PLAN, noise=no_noise())
+    with pytest.raises(UnprocessableError) as raised:
+        engine.compute([(torch.randn(4, 3), torch.zeros(4, dtype=torch.int64))])
+    assert (raised.value.error_code, raised.value.details["operation"]) == ("batch_coupled", "output")
+
+
 def test_frozen_parameters_stay_as_they_are() -> None:
     module = simple()
     module[0].weight.requires_grad = False
@@ -376,6 +420,8 @@ COUPLED: dict[str, Callable[[Any], Any]] = {
     "attention over the batch": lambda x: F.scaled_dot_product_attention(x[None], x[None], x[None])[0],
     "largest of all": lambda x: x / x.max(),
     "standard deviation": lambda x: x / x.std(dim=0),
+    "a number drawn from the batch": lambda x: x * float(x.sum()),
+    "a shape that depends on values": lambda x: x + len(torch.nonzero(torch.eye(2))),
     "gather from another record": lambda x: x.index_select(0, torch.zeros(x.shape[0], dtype=torch.int64)),
 }
 

@@ -24,10 +24,18 @@ from modelkeep.errors import (
     ProtocolError,
     UploadInterruptedError,
 )
-from modelkeep.types import Dataset, Job, ModelVersion
+from modelkeep.types import Dataset, Job, Limit, ModelVersion
 
 GRAPH = {"format": "modelkeep.graph/1", "nodes": []}
 PRIVACY = {"visibility": "public", "reason": "made up"}
+DETAILS = {
+    "id": "t",
+    "slug": "acme",
+    "name": "Acme",
+    "state": "active",
+    "created_at": 1,
+    "limits": {"members": {"value": 3, "default": 1000, "own": True, "used": 4}},
+}
 
 
 def bodies(platform: FakePlatform, method: str, path: str) -> list[Any]:
@@ -307,6 +315,15 @@ def test_a_job_that_does_not_fit_names_the_largest_that_does(client: Nouns[Sync]
             {"id": "t", "slug": "acme", "name": "Acme", "state": "suspended", "created_at": 1},
         ),
         (
+            lambda c: c.tenants.set_limits("acme", {"members": 3, "storage_mib": None}),
+            "PATCH",
+            "/v1/tenants/acme/limits",
+            {"members": 3, "storage_mib": None},
+            DETAILS,
+        ),
+        (lambda c: c.tenants.get("acme"), "GET", "/v1/tenants/acme", None, DETAILS),
+        (lambda c: c.tenant(), "GET", "/v1/tenant", None, DETAILS),
+        (
             lambda c: c.tenants.new_enrolment_link("acme"),
             "POST",
             "/v1/tenants/acme/enrolment",
@@ -362,3 +379,8 @@ def test_secrets_do_not_show_in_repr(client: Nouns[Sync], platform: FakePlatform
     assert made.client_secret == "hush"
     assert "hush" not in repr(made)
     assert "s3cret" not in repr(client)
+
+
+@pytest.mark.parametrize(("used", "exceeded"), [(None, False), (3, False), (4, True)])
+def test_a_limit_says_when_more_is_used(used: int | None, *, exceeded: bool) -> None:
+    assert Limit(value=3, default=10, own=True, used=used).exceeded is exceeded

@@ -28,7 +28,7 @@ from modelkeep_platform.core.errors import (
     UnprocessableError,
 )
 from modelkeep_platform.models.values import ServableVersion
-from modelkeep_platform.serving import tenant_worker
+from modelkeep_platform.serving import conversation
 from modelkeep_platform.serving.tenant_worker import TenantWorker
 from modelkeep_platform.workers.frames import PREFIX_BYTES, Frame
 
@@ -162,13 +162,13 @@ def answers(*outputs: Any, buffers: tuple[bytes, ...] = (EIGHT,), shift: int = 0
 
 async def sends_garbage(worker: FakeWorker) -> None:
     await worker.until_asked()
-    worker.channel._writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    worker.channel._transport.write(b"HTTP/1.1 200 OK\r\n\r\n")
     await asyncio.Event().wait()
 
 
 async def announces_too_much(worker: FakeWorker) -> None:
     await worker.until_asked()
-    worker.channel._writer.write((2**31).to_bytes(PREFIX_BYTES, "big"))
+    worker.channel._transport.write((2**31).to_bytes(PREFIX_BYTES, "big"))
     await asyncio.Event().wait()
 
 
@@ -260,7 +260,7 @@ def test_whatever_goes_wrong_in_the_task_nobody_waits_for_ever(monkeypatch: pyte
     def bug(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(tenant_worker, "cut_outputs", bug)
+    monkeypatch.setattr(conversation, "cut_outputs", bug)
 
     async def main(worker: TenantWorker) -> None:
         got = await together(worker, [rows(1), rows(2)])

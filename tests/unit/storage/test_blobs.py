@@ -2,6 +2,9 @@
 
 import errno
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -107,6 +110,33 @@ def test_create_stores_once_and_syncs_what_another_stored(blobs: LocalBlobs, mon
     assert not blobs.create("a/b", b"second")
     assert synced == once * 2
     assert blobs.get("a/b") == b"first"
+
+
+_DIES_WRITING = """
+import resource, signal, sys
+from pathlib import Path
+from modelkeep_platform.storage.blobs import LocalBlobs
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+getattr(LocalBlobs(Path(sys.argv[1])), sys.argv[2])("a/b", bytes(5000))
+"""
+
+
+@pytest.mark.parametrize("call", ["put", "create"])
+def test_what_a_process_left_that_died_while_it_wrote_is_no_blob_and_goes(
+    blobs: LocalBlobs, tmp_path: Path, call: str
+) -> None:
+    died = subprocess.run([sys.executable, "-c", _DIES_WRITING, tmp_path / "blobs", call], check=False)
+    assert died.returncode == -signal.SIGXFSZ
+    (left,) = [path for path in (tmp_path / "blobs").rglob("*") if path.is_file()]
+    assert (list(blobs.keys("a")), left.stat().st_size) == ([], 1000)
+    blobs.put("a/b", b"whole")
+    written_s = int(left.stat().st_mtime)
+    assert blobs.clear_half_written(before_s=written_s) == 0  # it may be under way
+    assert left.exists()
+    assert blobs.clear_half_written(before_s=written_s + 1) == 1
+    assert not left.exists()
+    assert blobs.get("a/b") == b"whole"
 
 
 def test_the_folder_is_the_owners_alone(tmp_path: Path) -> None:

@@ -34,6 +34,47 @@ def test_a_process_is_alive_for_three_seconds_after_its_last_beat(database: Data
     assert two.behind(2) == []
 
 
+def test_a_clock_that_steps_forward_makes_nobody_dead(database: Database, clock: FakeClock) -> None:
+    one, two, dead = (peers(database, clock, name) for name in ("one", "two", "dead"))
+    for each in (dead, two, one):
+        each.beat(1)
+    clock.advance(ALIVE_S + 1)
+    two.beat(1)
+    assert one.behind(2) == ["two"]
+    steady_s = clock.time_s
+    clock.advance(86_400)
+    clock.monotonic_s = lambda: steady_s  # type: ignore[method-assign]
+    # Not even before the others have written another row.
+    assert one.behind(2) == ["two"]
+    two.beat(1)
+    one.beat(1)
+    assert (one.behind(2), one.alive) == (["two"], 2)
+
+
+def test_a_process_is_never_behind_what_others_have_reached(database: Database, clock: FakeClock) -> None:
+    ahead, late = FakeClock(clock.now_s() + 3600), clock
+    peers(database, ahead, "one").beat(1)
+    two = peers(database, late, "two")
+    two.beat(1)
+    assert late.now_s() == ahead.now_s()
+    with database.platform(read_only=True) as tx:
+        rows = {row["id"]: row["seen_at"] for row in tx.all(sa.select(server_processes))}
+    assert rows == {"one": ahead.now_s(), "two": ahead.now_s()}
+
+
+def test_who_leaves_takes_the_dead_along_and_nobody_else(database: Database, clock: FakeClock) -> None:
+    one, two, dead = (peers(database, clock, name) for name in ("one", "two", "dead"))
+    for each in (dead, two, one):
+        each.beat(1)
+    for _ in range(ALIVE_S + 1):
+        clock.advance(1)
+        two.beat(1)
+        one.beat(1)
+    one.leave()
+    with database.platform(read_only=True) as tx:
+        assert [row["id"] for row in tx.all(sa.select(server_processes.c.id))] == ["two"]
+
+
 def test_whoever_has_not_seen_the_epoch_is_named(database: Database, clock: FakeClock) -> None:
     one, two = peers(database, clock, "one"), peers(database, clock, "two")
     one.beat(1)

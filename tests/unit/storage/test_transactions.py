@@ -99,11 +99,43 @@ READS: dict[str, Callable[[TenantTransaction], sa.Executable]] = {
     "a raw column": lambda tx: tx.select(
         wrapped_deks, sa.literal_column("(SELECT group_concat(object_id) FROM wrapped_deks)")
     ),
+    "a table of no metadata": lambda tx: tx.select(
+        wrapped_deks, sa.table("platform_secrets", sa.column("sealed")).c.sealed
+    ),
+    "a condition on a table of no metadata": lambda tx: tx.select(wrapped_deks).where(
+        sa.table("wrapped_keks", sa.column("version")).c.version > 0
+    ),
+    "a table of the same name": lambda tx: tx.select(wrapped_deks).where(
+        sa.Table(wrapped_deks.name, sa.MetaData(), sa.Column("object_id")).c.object_id == "x"
+    ),
+    "a function's rows": lambda tx: tx.select(wrapped_deks).select_from(sa.func.json_each("[1, 2]")),
+    "an unknown function": lambda tx: tx.select(wrapped_deks, sa.func.query_to_xml("SELECT * FROM wrapped_deks")),
+    "a known function of another schema": lambda tx: tx.select(wrapped_deks, sa.func.mine.count()),
+    "an operator of one's own": lambda tx: tx.select(wrapped_deks).where(
+        wrapped_deks.c.object_id.op("= '') OR (1 = 1 OR object_id =")("x")
+    ),
+    "a boolean operator of one's own": lambda tx: tx.select(wrapped_deks).where(
+        wrapped_deks.c.object_id.bool_op("OR 1 = 1 OR")("x")
+    ),
+    "an unquoted column": lambda tx: tx.select(wrapped_deks, sa.column(sa.quoted_name("(SELECT 1)", quote=False))),
+    "an unquoted label": lambda tx: tx.select(
+        wrapped_deks, wrapped_deks.c.object_id.label(sa.quoted_name("x, (SELECT 1)", quote=False))
+    ),
+    "a hint": lambda tx: tx.select(wrapped_deks, wrapped_deks.c.object_id).with_statement_hint(
+        "UNION ALL SELECT object_id FROM wrapped_deks"
+    ),
+    "a hint on the table": lambda tx: tx.select(wrapped_deks).with_hint(wrapped_deks, "CROSS JOIN wrapped_keks"),
+    "a prefix": lambda tx: tx.select(wrapped_deks, wrapped_deks.c.object_id).prefix_with(
+        "object_id FROM wrapped_deks UNION ALL SELECT"
+    ),
+    "a suffix": lambda tx: tx.select(wrapped_deks, wrapped_deks.c.object_id).suffix_with(
+        "UNION ALL SELECT object_id FROM wrapped_deks"
+    ),
     "a union": lambda tx: tx.select(wrapped_deks, wrapped_deks.c.object_id).union(sa.select(wrapped_deks.c.object_id)),
     "a union that carries the mark": lambda tx: (
         tx.select(wrapped_deks, wrapped_deks.c.object_id)
         .union(sa.select(wrapped_deks.c.object_id))
-        .execution_options(modelkeep_owner=(ACME, wrapped_deks.name))
+        .execution_options(modelkeep_started=(ACME, wrapped_deks))
     ),
 }
 
@@ -131,6 +163,8 @@ CHANGES: dict[str, Callable[[TenantTransaction], Any]] = {
     "a value from another table": lambda tx: tx.update(wrapped_deks).values(
         wrapped=sa.select(platform_secrets.c.sealed).scalar_subquery()
     ),
+    "rows of another table given back": lambda tx: tx.delete(wrapped_deks).returning(platform_secrets.c.sealed),
+    "a prefix": lambda tx: tx.update(wrapped_deks).prefix_with("OR REPLACE").values(kek_version=9),
     "a delete by subquery": lambda tx: tx.delete(wrapped_deks).where(
         wrapped_deks.c.object_id.in_(sa.select(OTHER.c.object_id))
     ),
@@ -241,6 +275,13 @@ def test_a_read_inside_a_write_sees_what_was_committed_before(filled: Database) 
             assert [row["object_id"] for row in inner.all(inner.select(wrapped_deks))] == ["of-acme"]
 
 
+def test_the_epoch_is_read_while_another_transaction_writes(database: Database) -> None:
+    with database.tenant(ACME, by=SYSTEM) as tx:
+        tx.bump_epoch()
+        assert database.epoch() == 1
+    assert database.epoch() == 2
+
+
 def test_many_threads_write_without_losing_one(database: Database) -> None:
     def work(number: int) -> None:
         for step in range(5):
@@ -268,7 +309,8 @@ def test_the_file_is_in_wal_mode_with_full_synchronisation(database: Database) -
 
 def test_a_database_in_memory_works_within_one_connection() -> None:
     database = Database("sqlite:///:memory:")
-    metadata.create_all(database.engine)
+    with database.connection() as connection:
+        metadata.create_all(connection)
     with database.platform() as tx:
         tx.execute(sa.insert(epoch), [{"id": 1, "number": 7}])
     assert database.epoch() == 7

@@ -161,6 +161,35 @@ def test_lines_are_written_together_up_to_what_a_pipe_takes_whole(
     assert [json.loads(one)["count"] for one in b"".join(written).splitlines()] == list(range(100))
 
 
+@pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter()], ids=["json", "text"])
+@pytest.mark.parametrize("text", ["plain", "a\x7fb", "\u202e", "\ud800", "\x00\n", '"'], ids=ascii)
+def test_what_is_said_is_the_line_of_a_record(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch, formatter: logging.Formatter, text: str
+) -> None:
+    writer = LineWriter(pipe[1])
+    writer.setFormatter(formatter)
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [writer])
+    log = logging.getLogger("modelkeep_platform.http")
+    monkeypatch.setattr(log, "disabled", False)
+    monkeypatch.setattr(log, "level", logging.INFO)
+    monkeypatch.setattr(time, "time", lambda: 1_700_000_000.25)
+    logs.say(log, "request", route=text, status=200)
+    log.info("request", extra=fields(route=text, status=200))
+    writer.close()
+    said, recorded = os.read(pipe[0], 1 << 16).decode("ascii").splitlines()
+    assert said == recorded
+
+
+def test_nothing_is_said_below_the_level(caplog: pytest.LogCaptureFixture) -> None:
+    log = logging.getLogger("modelkeep_platform.http")
+    with caplog.at_level(logging.WARNING, logger="modelkeep_platform.http"):
+        logs.say(log, "request", status=200)
+    assert not caplog.records
+    with pytest.raises(KeyError), caplog.at_level(logging.INFO, logger="modelkeep_platform.http"):
+        logs.say(log, "request", token=SECRET)
+
+
 def test_a_reader_that_stands_still_holds_nobody_up_and_what_is_lost_is_counted(pipe: tuple[int, int]) -> None:
     writer = LineWriter(pipe[1], most=50)
     writer.setFormatter(JsonFormatter())

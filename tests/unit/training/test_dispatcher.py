@@ -17,7 +17,7 @@ from fakes.rooms import (
     finish,
     hear_brief,
     honest,
-    send_blob,
+    send_checkpoint,
     training_spec,
     zeros,
 )
@@ -26,7 +26,8 @@ from modelkeep_platform.core.ids import ObjectId
 from modelkeep_platform.core.sealing import Purpose
 from modelkeep_platform.storage.pages import PageRequest
 from modelkeep_platform.storage.tables.jobs import jobs
-from modelkeep_platform.training.run import FAULTS, segment_steps
+from modelkeep_platform.training.faults import FAULTS
+from modelkeep_platform.training.run import segment_steps
 from modelkeep_platform.workers.channel_sync import SyncChannel
 from modelkeep_platform.workers.frames import Frame
 
@@ -152,7 +153,7 @@ def speaks_nonsense(channel: SyncChannel) -> None:
 def sends_a_checkpoint_unasked(channel: SyncChannel) -> None:
     hear_brief(channel)
     ask(channel, 0, 1)
-    send_blob(channel, zeros(), step=1)
+    send_checkpoint(channel, 1)
     channel.receive()
 
 
@@ -257,15 +258,15 @@ def test_checkpoints_are_sealed_and_only_the_newest_is_kept(room: TrainingRoom) 
         for number in range(6):
             ask(channel, number, 1)
             if (number + 1) % 2 == 0:
-                send_blob(channel, zeros(), step=number + 1)
+                send_checkpoint(channel, number + 1)
 
     job = room.run(script, checkpoint_every=2)
     assert job.state == "failed"
-    kept = b"".join(room.uploads.read(ME.tenant, ObjectId(job.id), 6, Purpose.CHECKPOINT))
-    assert kept == zeros()
+    kept = b"".join(room.artifacts.read(ME.tenant, ObjectId(job.id), 6, Purpose.CHECKPOINT))
+    assert kept == zeros("weights/")
     for gone in (2, 4):
         with pytest.raises(Exception, match="missing"):
-            list(room.uploads.read(ME.tenant, ObjectId(job.id), gone, Purpose.CHECKPOINT))
+            list(room.artifacts.read(ME.tenant, ObjectId(job.id), gone, Purpose.CHECKPOINT))
 
 
 def test_a_cancelled_job_keeps_what_it_ran_and_returns_the_rest(room: TrainingRoom) -> None:
@@ -284,6 +285,39 @@ def test_a_cancelled_job_keeps_what_it_ran_and_returns_the_rest(room: TrainingRo
     assert (ended.state, ended.error, ended.result) == ("cancelled", None, None)
     assert (charged_steps(room), reserved(room)) == (3, 0.0)
     assert runner.started[0].killed
+
+
+def test_a_cancelled_job_is_not_called_failed_when_its_worker_dies_first(room: TrainingRoom) -> None:
+    job = room.training.create(ME, training_spec())
+
+    def script(channel: SyncChannel) -> None:
+        hear_brief(channel)
+        ask(channel, 0, 1)
+        room.training.cancel(ME, job.id)
+
+    room.dispatcher(ScriptedRunner(script)).run_one()
+    ended = room.training.get(ME, job.id)
+    assert (ended.state, ended.error) == ("cancelled", None)
+    assert (charged_steps(room), reserved(room)) == (1, 0.0)
+    facts = [event.facts for event in room.recorder.events if event.action == "job:end"]
+    assert [fact["state"] for fact in facts] == ["cancelled"]
+
+
+def test_a_cancelled_job_is_not_called_failed_when_its_server_dies_first(room: TrainingRoom) -> None:
+    job = room.training.create(ME, training_spec())
+    other = room.dispatcher(ScriptedRunner(honest))
+
+    def script(channel: SyncChannel) -> None:
+        hear_brief(channel)
+        ask(channel, 0, 1)
+        room.training.cancel(ME, job.id)
+        room.clock.advance(3600)
+        assert [other.end_lapsed() for _ in range(2)] == [0, 1]
+
+    room.dispatcher(ScriptedRunner(script)).run_one()
+    ended = room.training.get(ME, job.id)
+    assert (ended.state, ended.error) == ("cancelled", None)
+    assert (charged_steps(room), reserved(room)) == (1, 0.0)
 
 
 def test_a_job_that_takes_too_long_is_ended(room: TrainingRoom) -> None:
@@ -308,7 +342,7 @@ def test_a_job_whose_server_died_is_ended_and_its_zombie_can_do_nothing(room: Tr
         ask(channel, 0, 1)
         # Meanwhile this server was taken for dead, and another ended its job.
         room.clock.advance(3600)
-        assert other.end_lapsed() == 1
+        assert [other.end_lapsed() for _ in range(2)] == [0, 1]
         ask(channel, 1, 1)
         finish(channel, fields)
 
@@ -318,6 +352,24 @@ def test_a_job_whose_server_died_is_ended_and_its_zombie_can_do_nothing(room: Tr
     assert (ended.state, ended.error.code) == ("failed", "interrupted")
     assert (charged_steps(room), reserved(room), models_made(room)) == (1, 0.0, [])
     assert other.end_lapsed() == 0
+
+
+def test_a_job_whose_holder_lives_outlasts_a_clock_that_steps_forward(room: TrainingRoom) -> None:
+    job = room.training.create(ME, training_spec())
+    other = room.dispatcher(ScriptedRunner(honest))
+
+    def script(channel: SyncChannel) -> None:
+        fields, _ = hear_brief(channel)
+        # Seen before the holder has renewed its lease, and again when it has.
+        room.clock.advance(3600)
+        for number in range(8):
+            assert other.end_lapsed() == 0
+            ask(channel, number, 1)
+        finish(channel, fields)
+
+    room.dispatcher(ScriptedRunner(script)).run_one()
+    assert room.training.get(ME, job.id).state == "succeeded"
+    assert (charged_steps(room), reserved(room)) == (8, 0.0)
 
 
 def test_a_zombie_that_has_every_weight_registers_no_version(
@@ -331,7 +383,7 @@ def test_a_zombie_that_has_every_weight_registers_no_version(
         if kwargs["name"] == "graph":
             # The weights are sealed, the lease was renewed for the last time, and this server sleeps.
             room.clock.advance(3600)
-            assert other.end_lapsed() == 1
+            assert [other.end_lapsed() for _ in range(2)] == [0, 1]
         return seal(*args, **kwargs)
 
     monkeypatch.setattr(room.sealer, "seal", slow)

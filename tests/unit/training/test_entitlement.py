@@ -4,12 +4,46 @@ from collections.abc import Callable
 
 import pytest
 
-from fakes.core import ACME, tenant_caller
-from fakes.rooms import ScriptedRunner, TrainingRoom, ask, finish, hear_brief, training_spec
+from fakes.core import ACME, GLOBEX, tenant_caller
+from fakes.rooms import (
+    OPEN_CELLS,
+    ScriptedRunner,
+    TrainingRoom,
+    ask,
+    cells,
+    finish,
+    hear_brief,
+    honest,
+    training_spec,
+)
 from modelkeep_platform.core.actions import Action
+from modelkeep_platform.core.callers import Caller, TenantCaller
+from modelkeep_platform.core.decisions import Attributes
+from modelkeep_platform.core.refs import ResourceRef
+from modelkeep_platform.training.values import TrainingJob
 from modelkeep_platform.workers.channel_sync import SyncChannel
 
-ME = tenant_caller()
+ME, THEM = tenant_caller(), tenant_caller(GLOBEX)
+
+
+def add_base(room: TrainingRoom, owner: TenantCaller) -> None:
+    """Give `owner` the model `base` with one version, made from public rows."""
+    spec = training_spec(dataset="open", privacy=None, into="base", steps=1)
+    room.training.create(owner, spec)
+    assert room.dispatcher(ScriptedRunner(honest)).run_one()
+
+
+def grant_base(room: TrainingRoom) -> None:
+    ref = room.models.resolve(ME, "globex~base")
+    room.authorizer.granted.add((ACME, Action.MODEL_EXPORT, ref.object_id))
+
+
+def begin(room: TrainingRoom) -> TrainingJob:
+    """Queue a private job that goes on from a model which another tenant granted."""
+    room.add(OPEN_CELLS, cells(), THEM)
+    add_base(room, THEM)
+    grant_base(room)
+    return room.training.create(ME, training_spec(model={"name": "globex~base", "version": 1}))
 
 
 def refuse(room: TrainingRoom, action: Action) -> None:
@@ -27,6 +61,12 @@ CHANGES: dict[str, Callable[[TrainingRoom], None]] = {
     "jobs may not be made": lambda room: refuse(room, Action.JOB_CREATE),
     "the tenant is suspended": lambda room: forget(room, ACME),
     "the principal is gone": lambda room: forget(room, ME.principal),
+    "the model it makes may not be made": lambda room: refuse(room, Action.MODEL_CREATE),
+    "the base may not be exported": lambda room: refuse(room, Action.MODEL_EXPORT),
+    "the base's grant ended by the clock": lambda room: room.authorizer.granted.clear(),
+    "the base's owner is suspended": lambda room: forget(room, GLOBEX),
+    "the base is deleted": lambda room: room.models.delete(THEM, "base"),
+    "the base's version is deleted": lambda room: room.models.delete_version(THEM, "base", "1"),
 }
 
 
@@ -34,7 +74,7 @@ CHANGES: dict[str, Callable[[TrainingRoom], None]] = {
 def test_a_queued_job_that_was_revoked_gets_no_row_and_costs_nothing(
     room: TrainingRoom, change: Callable[[TrainingRoom], None]
 ) -> None:
-    job = room.training.create(ME, training_spec())
+    job = begin(room)
     heard: list[str] = []
 
     def script(channel: SyncChannel) -> None:
@@ -54,7 +94,7 @@ def test_a_queued_job_that_was_revoked_gets_no_row_and_costs_nothing(
 def test_a_running_job_that_is_revoked_runs_no_further_segment(
     room: TrainingRoom, change: Callable[[TrainingRoom], None]
 ) -> None:
-    job = room.training.create(ME, training_spec())
+    job = begin(room)
 
     def script(channel: SyncChannel) -> None:
         fields, _ = hear_brief(channel)
@@ -90,3 +130,44 @@ def test_a_job_that_may_go_on_is_asked_about_only_when_something_changed(room: T
 
     room.dispatcher(ScriptedRunner(script)).run_one()
     assert len(room.authorizer.asked) == before
+
+
+def test_a_base_of_ones_own_is_asked_about_too(room: TrainingRoom) -> None:
+    add_base(room, ME)
+    job = room.training.create(ME, training_spec(model={"name": "base", "version": 1}))
+    refuse(room, Action.MODEL_EXPORT)
+    room.dispatcher(ScriptedRunner(honest)).run_one()
+    room.authorizer.rule = lambda *_: True
+    ended = room.training.get(ME, job.id)
+    assert ended.error is not None
+    assert (ended.state, ended.error.code) == ("failed", "job_revoked")
+
+
+def test_a_job_that_may_go_on_from_a_granted_model_makes_its_version(room: TrainingRoom) -> None:
+    job = begin(room)
+    room.epoch.refresh()
+    room.dispatcher(ScriptedRunner(honest)).run_one()
+    assert room.training.get(ME, job.id).state == "succeeded"
+
+
+@pytest.mark.parametrize(("moved", "alias"), [(False, "production"), (True, "")], ids=["stays", "moved"])
+def test_policies_see_the_base_as_they_would_if_it_were_asked_for_now(
+    room: TrainingRoom, monkeypatch: pytest.MonkeyPatch, moved: bool, alias: str
+) -> None:
+    add_base(room, ME)
+    add_base(room, ME)
+    room.models.set_alias(ME, "base", "production", 1)
+    room.training.create(ME, training_spec(into="next", model={"name": "base"}))
+    if moved:
+        room.models.set_alias(ME, "base", "production", 2)
+    seen: list[tuple[Action, Attributes | None]] = []
+    allows = room.authorizer.allows
+
+    def note(caller: Caller, action: Action, ref: ResourceRef, attributes: Attributes | None = None) -> bool:
+        seen.append((action, attributes))
+        return allows(caller, action, ref, attributes)
+
+    monkeypatch.setattr(room.authorizer, "allows", note)
+    room.dispatcher(ScriptedRunner(honest)).run_one()
+    assert (Action.MODEL_CREATE, {"name": "next"}) in seen
+    assert (Action.MODEL_EXPORT, {"name": "base", "alias": alias, "version": 1}) in seen

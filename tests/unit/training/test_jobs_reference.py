@@ -8,9 +8,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from modelkeep_platform.core.limits import TenantLimits
 from modelkeep_platform.jobs import queue
 from modelkeep_platform.serving import service, tenant_worker
-from modelkeep_platform.training import dispatcher, run
+from modelkeep_platform.training import dispatcher, faults, heartbeat, run
 from modelkeep_platform.training.spec import JobModel, JobPrivacy, JobSpec, Optimizer, parse
 from modelkeep_platform.workers.frames import DEFAULT_BOUNDS
 from modelkeep_platform.workers.limits import Limits
@@ -78,17 +79,17 @@ def test_the_example_is_a_declaration() -> None:
 def test_every_state_and_every_fault_is_in_the_reference() -> None:
     assert list(rows_of("States")) == [str(state) for state in queue.JobState]
     codes = rows_of("Errors")
-    assert set(run.FAULTS) <= set(codes)
-    assert {run.JobFailedError.code, "job_timeout", dispatcher._INTERRUPTED[0]} <= set(codes)
+    assert set(faults.FAULTS) <= set(codes)
+    assert {faults.JobFailedError.code, "job_timeout", dispatcher._INTERRUPTED[0]} <= set(codes)
 
 
 @pytest.mark.parametrize(
     ("page", "text"),
     [
         (PROSE, f"at least 1 and at most {run.MAX_SEGMENT_STEPS}"),
-        (PROSE, f"{queue.MAX_ACTIVE} jobs of a tenant"),
-        (PROSE, f"{run.MAX_JOB_S / 3600:.0f} hours for a job"),
-        (PROSE, f"a lease of {run.LEASE_S} s"),
+        (PROSE, f"{TenantLimits().active_jobs} jobs of a tenant"),
+        (PROSE, f"{heartbeat.MAX_JOB_S / 3600:.0f} hours for a job"),
+        (PROSE, f"a lease of {heartbeat.LEASE_S} s"),
         (PROSE, f"at most {queue.MAX_LINES} lines of at most {queue._MAX_LINE} characters"),
         (WORKERS, f"header of at most {DEFAULT_BOUNDS.header_bytes >> 20} MiB"),
         (WORKERS, f"raw buffers of at most {DEFAULT_BOUNDS.total_bytes >> 20} MiB"),

@@ -8,6 +8,7 @@ import pytest
 
 from modelkeep_platform.training.optimizers import optimizer
 from modelkeep_platform.training.spec import Optimizer
+from modelkeep_platform.training.state import slots
 
 pytestmark = pytest.mark.torch
 
@@ -55,6 +56,35 @@ def test_steps_are_torchs_own(declared: dict[str, Any], name: str, options: dict
             stepping.step()
     for mine, torchs in zip(net.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(mine, torchs, rtol=1e-7, atol=1e-12)
+
+
+@pytest.mark.parametrize(("declared", "name", "options"), CASES, ids=lambda value: str(value)[:40])
+def test_what_is_kept_goes_on_as_if_it_had_never_stopped(
+    declared: dict[str, Any], name: str, options: dict[str, Any]
+) -> None:
+    del name, options
+    import torch
+
+    torch.manual_seed(7)
+    chosen = Optimizer(learning_rate=0.05, **declared)
+    whole, parted = torch.nn.Linear(4, 2).double(), torch.nn.Linear(4, 2).double()
+    parted.load_state_dict(whole.state_dict())
+    steppings = [optimizer(chosen, net.parameters()) for net in (whole, parted)]
+    rows = torch.randn(12, 8, 4, dtype=torch.float64)
+    for at in range(12):
+        if at == 5:
+            kept = [steppings[1].kept(number) for number in range(2)]
+            assert {*kept[0]} == {*slots(chosen)}
+            steppings[1] = optimizer(chosen, parted.parameters())
+            for number, one in enumerate(kept):
+                if one:
+                    steppings[1].keep(number, one)
+        for net, stepping in zip((whole, parted), steppings, strict=True):
+            stepping.zero_grad()
+            net(rows[at]).square().sum().backward()
+            stepping.step()
+    for mine, other in zip(whole.parameters(), parted.parameters(), strict=True):
+        assert torch.equal(mine, other)
 
 
 def test_a_step_loads_no_compiler() -> None:

@@ -14,17 +14,16 @@ from fakes.rooms import (
     cells,
     hear_brief,
     honest,
-    send_blob,
+    send_checkpoint,
     training_spec,
-    zeros,
 )
 from modelkeep_platform.core.errors import ConflictError
-from modelkeep_platform.core.limits import Quota
+from modelkeep_platform.core.limits import TenantLimits
 from modelkeep_platform.jobs.queue import JobState
 from modelkeep_platform.storage.tables.datasets import datasets
 from modelkeep_platform.storage.tables.jobs import jobs
 from modelkeep_platform.storage.transactions import System
-from modelkeep_platform.training.dispatcher import LEFTOVERS_S
+from modelkeep_platform.training.endings import LEFTOVERS_S
 from modelkeep_platform.uploads.usage import stored_bytes
 from modelkeep_platform.workers.channel_sync import SyncChannel
 
@@ -52,7 +51,7 @@ def keeps_a_checkpoint_and_dies(channel: SyncChannel) -> None:
     hear_brief(channel)
     for number in range(2):
         ask(channel, number, 1)
-    send_blob(channel, zeros(), step=2)
+    send_checkpoint(channel, 2)
 
 
 def test_datasets_count_while_they_are_there(room: TrainingRoom) -> None:
@@ -83,7 +82,7 @@ def test_declarations_that_were_given_up_do_not_pile_up(room: TrainingRoom) -> N
     assert stored(room)["datasets"] > before["datasets"] + ROWS
 
 
-@pytest.mark.parametrize(("every", "times"), [(None, 1), (2, 3)])
+@pytest.mark.parametrize(("every", "times"), [(None, 2), (2, 3)])
 def test_a_job_sets_aside_its_result_and_its_checkpoints(room: TrainingRoom, every: int | None, times: int) -> None:
     room.training.create(ME, training_spec(checkpoint_every=every))
     assert stored(room)["jobs"] == times * PARAMETERS + declared(room, jobs, jobs.c.payload)
@@ -110,32 +109,32 @@ def test_what_a_failed_job_left_behind_goes_after_a_day(room: TrainingRoom) -> N
     room.training.create(ME, training_spec(checkpoint_every=2))
     dispatcher = room.dispatcher(ScriptedRunner(keeps_a_checkpoint_and_dies))
     dispatcher.run_one()
-    blobs = room.uploads.artifacts._blobs
+    blobs = room.blobs
     with room.database.platform(read_only=True) as tx:
         row = tx.first(sa.select(jobs.c.id, jobs.c.state))
     assert row is not None
     assert row["state"] == JobState.FAILED
     assert list(blobs.keys(f"{ME.tenant}/{row['id']}"))
-    assert dispatcher.clear_leftovers() == 0
+    assert room.job_endings.clear_leftovers() == 0
     assert stored(room)["jobs"] == 3 * PARAMETERS
     room.clock.advance(LEFTOVERS_S + 1)
-    assert dispatcher.clear_leftovers() == 1
+    assert room.job_endings.clear_leftovers() == 1
     assert list(blobs.keys(f"{ME.tenant}/{row['id']}")) == []
     assert stored(room)["jobs"] == 0
-    assert dispatcher.clear_leftovers() == 0
+    assert room.job_endings.clear_leftovers() == 0
 
 
-def test_a_job_that_does_not_fit_costs_nothing(room: TrainingRoom) -> None:
+def test_a_job_that_does_not_fit_costs_nothing(room: TrainingRoom, monkeypatch: pytest.MonkeyPatch) -> None:
     used = stored(room)["datasets"]
-    room.uploads._quota = Quota(storage_bytes=used + PARAMETERS - 1)
+    monkeypatch.setattr(TenantLimits, "storage_bytes", used + 2 * PARAMETERS - 1)
     with pytest.raises(ConflictError) as caught:
         room.training.create(ME, training_spec())
     assert caught.value.error_code == "storage_exhausted"
     assert caught.value.details == {
-        "limit_bytes": used + PARAMETERS - 1,
+        "limit_bytes": used + 2 * PARAMETERS - 1,
         "used_bytes": used,
-        "wanted_bytes": PARAMETERS,
+        "wanted_bytes": 2 * PARAMETERS,
     }
     assert room.datasets.budget(ME, "cells").epsilon_reserved == 0.0
-    room.uploads._quota = Quota(storage_bytes=used + PARAMETERS)
+    monkeypatch.setattr(TenantLimits, "storage_bytes", used + 2 * PARAMETERS)
     room.training.create(ME, training_spec())

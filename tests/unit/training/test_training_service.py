@@ -8,9 +8,9 @@ import pytest
 import sqlalchemy as sa
 
 from fakes.core import GLOBEX, tenant_caller
-from fakes.rooms import TrainingRoom, small_graph, training_spec
+from fakes.rooms import OPEN_CELLS, ScriptedRunner, TrainingRoom, cells, honest, small_graph, training_spec
 from modelkeep_platform.core.actions import Action
-from modelkeep_platform.core.callers import Caller
+from modelkeep_platform.core.callers import Caller, TenantCaller
 from modelkeep_platform.core.errors import (
     BudgetError,
     ForbiddenError,
@@ -64,6 +64,25 @@ def test_a_job_reserves_its_whole_cost_and_is_queued(room: TrainingRoom) -> None
     assert room.training.get(ME, job.id) == job
     recorded = [(str(event.action), event.tenant) for event in room.recorder.events]
     assert recorded == [("job:create", ME.tenant), ("dataset:train", ME.tenant)]
+
+
+@pytest.mark.parametrize("owner", [ME, tenant_caller(GLOBEX)], ids=["own", "granted"])
+def test_the_owner_of_the_base_has_an_entry_as_of_a_download(room: TrainingRoom, owner: TenantCaller) -> None:
+    if owner is not ME:
+        room.add(OPEN_CELLS, cells(), owner)
+    room.training.create(owner, training_spec(dataset="open", privacy=None, into="base", steps=1))
+    assert room.dispatcher(ScriptedRunner(honest)).run_one()
+    ref = room.models.resolve(owner, "base")
+    room.authorizer.granted.add((ME.tenant, Action.MODEL_EXPORT, ref.object_id))
+    name = "base" if owner is ME else "globex~base"
+    room.recorder.events.clear()
+    with pytest.raises(BudgetError):
+        room.training.create(ME, training_spec(model={"name": name}, privacy={"epsilon": 9.0, "clip_norm": 1.0}))
+    assert room.recorder.events == [], "a job that does not exist took nothing"
+    job = room.training.create(ME, training_spec(model={"name": name}))
+    (event,) = [event for event in room.recorder.events if event.action is Action.MODEL_EXPORT]
+    assert (event.tenant, event.ref, event.outcome, event.actor) == (owner.tenant, ref, "done", ME)
+    assert event.facts == {"version": 1, "job": job.id}
 
 
 def test_the_graph_lies_sealed_in_the_queue(room: TrainingRoom) -> None:

@@ -29,51 +29,51 @@ def _digest(data: bytes) -> str:
 @pytest.mark.parametrize("chunk", [1, 7, PART_BYTES, 1000])
 def test_any_length_in_any_chunks_comes_back_in_parts(room: SealedRoom, length: int, chunk: int) -> None:
     data = bytes(range(250))[:length] if length < 250 else bytes(length)
-    manifest = room.uploads.write_artifact(*WHERE, (data[at : at + chunk] for at in range(0, length, chunk)))
+    manifest = room.artifacts.write(*WHERE, (data[at : at + chunk] for at in range(0, length, chunk)))
     assert (manifest.size_bytes, manifest.sha256) == (length, _digest(data))
     assert [part.size_bytes for part in manifest.parts] == [
         min(PART_BYTES, length - at) for at in range(0, length, PART_BYTES)
     ]
-    read = list(room.uploads.read(*WHERE))
+    read = list(room.artifacts.read(*WHERE))
     assert b"".join(read) == data
     assert [_digest(part) for part in read] == [part.sha256 for part in manifest.parts]
-    assert room.uploads.artifacts.manifest(*WHERE) == manifest
+    assert room.artifacts.manifest(*WHERE) == manifest
 
 
 def test_no_plaintext_lies_in_the_store_nor_its_digest(room: SealedRoom) -> None:
     data = b"the weights of the model" * 8
-    room.uploads.write_artifact(*WHERE, [data])
+    room.artifacts.write(*WHERE, [data])
     stored = b"".join(room.memory.data.values()) + " ".join(room.memory.data).encode()
     assert b"weights of" not in stored
     assert _digest(data).encode() not in stored
 
 
 def test_without_its_manifest_nothing_is_read(room: SealedRoom) -> None:
-    room.uploads.artifacts.put_part(*WHERE, 0, b"part")
+    room.artifacts.put_part(*WHERE, 0, b"part")
     with pytest.raises(IntegrityError) as raised:
-        list(room.uploads.read(*WHERE))
+        list(room.artifacts.read(*WHERE))
     assert raised.value.error_code == "blob_missing"
 
 
 def test_a_writer_that_fails_midway_makes_nothing_readable(room: SealedRoom) -> None:
     room.blobs.order("write", Fault.FULL, after=1)
     with pytest.raises(UnavailableError):
-        room.uploads.write_artifact(*WHERE, [bytes(3 * PART_BYTES)])
+        room.artifacts.write(*WHERE, [bytes(3 * PART_BYTES)])
     with pytest.raises(IntegrityError):
-        list(room.uploads.read(*WHERE))
+        list(room.artifacts.read(*WHERE))
 
 
 def test_a_manifest_that_does_not_fit_the_parts_is_refused(room: SealedRoom) -> None:
-    room.uploads.artifacts.put_part(*WHERE, 0, b"part")
+    room.artifacts.put_part(*WHERE, 0, b"part")
     wrong = Manifest(4, _digest(b"part"), [PartDigest(4, _digest(b"trap"))])
-    room.uploads.artifacts.put_manifest(*WHERE, wrong)
+    room.artifacts.put_manifest(*WHERE, wrong)
     with pytest.raises(IntegrityError) as raised:
-        list(room.uploads.read(*WHERE))
+        list(room.artifacts.read(*WHERE))
     assert raised.value.error_code == "part_mismatch"
 
 
 def test_a_part_is_added_once_and_never_replaced_by_other_bytes(room: SealedRoom) -> None:
-    store = room.uploads.artifacts
+    store = room.artifacts
     assert store.add_part(*WHERE, 0, b"first")
     before = dict(room.memory.data)
     assert store.add_part(*WHERE, 0, b"first")
@@ -82,7 +82,7 @@ def test_a_part_is_added_once_and_never_replaced_by_other_bytes(room: SealedRoom
 
 
 def test_a_torn_part_is_replaced(room: SealedRoom) -> None:
-    store = room.uploads.artifacts
+    store = room.artifacts
     store.add_part(*WHERE, 0, b"first")
     (key,) = room.memory.data
     room.memory.data[key] = room.memory.data[key][:-3]
@@ -92,8 +92,8 @@ def test_a_torn_part_is_replaced(room: SealedRoom) -> None:
 
 def test_deleting_a_version_leaves_the_others_and_deleting_the_object_leaves_none(room: SealedRoom) -> None:
     for version in (1, 2, 10):
-        room.uploads.write_artifact(ACME, ONE, version, Purpose.WEIGHTS, [b"x"])
-    room.uploads.delete(ACME, ONE, 1)
+        room.artifacts.write(ACME, ONE, version, Purpose.WEIGHTS, [b"x"])
+    room.artifacts.delete(ACME, ONE, 1)
     assert {key.split("/")[2] for key in room.memory.data} == {"2", "10"}
-    room.uploads.delete(ACME, ONE)
+    room.artifacts.delete(ACME, ONE)
     assert room.memory.data == {}

@@ -26,7 +26,7 @@ from modelkeep_platform.core.refs import Kind
 from modelkeep_platform.core.sealing import Purpose
 from modelkeep_platform.storage.tables.keys import wrapped_deks
 from modelkeep_platform.storage.tables.uploads import upload_parts, uploads
-from modelkeep_platform.uploads.service import Upload
+from modelkeep_platform.uploads.rows import Upload
 
 DATA = bytes(range(150))
 PARTS = parts_of(DATA)
@@ -121,6 +121,7 @@ def test_a_beginning_that_is_rolled_back_leaves_no_upload_and_no_key(room: Seale
         )
         raise KeyboardInterrupt
     assert room.everything() == before
+    assert room.recorder.entries() == []
 
 
 def test_a_tenant_has_a_bounded_number_of_uploads_open_and_another_is_not_affected(room: SealedRoom) -> None:
@@ -360,13 +361,12 @@ def test_deleting_an_object_ends_its_uploads_under_way_and_no_others(room: Seale
     upload = room.begin(DATA, version=2, create_key=False)
     room.send(upload, 0, PARTS[0])
     other = room.begin(DATA, object_id="mdl_2")
-    with room.database.tenant(ACME, by=BY) as tx:
-        room.uploads.forget(tx, ACME, ObjectId("mdl_1"))
+    room.forget()
     refused("upload_ended", lambda: room.send(upload, 1, PARTS[1]))
     assert room.send(other, 0, PARTS[0]) == 1
     assert {row["upload_id"] for row in room.rows(upload_parts)} == {other.id}
     assert [row["state"] for row in room.rows(uploads)] == ["complete", "ending", "open"]
-    room.uploads.expire()
+    room.endings.expire()
     assert not any("/mdl_1/2/" in key for key in room.memory.data)
 
 
@@ -404,8 +404,7 @@ def test_completing_what_was_given_up_meanwhile_shows_nothing(
     upload = sent(room, 0, 1, 2)
     room.uploads.check_complete(tenant_caller(), upload.id)
     room.uploads.abort(tenant_caller(), upload.id)
-    with room.database.tenant(ACME, by=BY) as tx:
-        refused("upload_ended", lambda: room.uploads.finish(tx, upload.id))
+    refused("upload_ended", lambda: room.finish(upload))
     assert room.memory.data == {}
 
 
@@ -415,15 +414,15 @@ def test_completing_what_was_given_up_meanwhile_shows_nothing(
 def test_an_upload_expires_after_its_last_second_and_not_in_it(room: SealedRoom) -> None:
     upload = sent(room, 0)
     room.clock.advance(UPLOAD_EXPIRY_S)
-    assert room.uploads.expire() == 0
+    assert room.endings.expire() == 0
     assert room.send(upload, 1, PARTS[1]) == 2
     room.clock.advance(1)
     refused("upload_ended", lambda: room.send(upload, 2, PARTS[2]))
-    assert room.uploads.expire() == 1
+    assert room.endings.expire() == 1
     assert room.memory.data == {}
     assert room.rows(upload_parts) == []
     assert room.uploads.status(tenant_caller(), upload.id).state == "aborted"
-    assert room.uploads.expire() == 0
+    assert room.endings.expire() == 0
 
 
 def test_expiry_reaches_every_tenant_and_spares_what_is_complete_or_young(room: SealedRoom) -> None:
@@ -432,7 +431,7 @@ def test_expiry_reaches_every_tenant_and_spares_what_is_complete_or_young(room: 
     room.begin(DATA, object_id="mdl_b", caller=tenant_caller(GLOBEX))
     room.clock.advance(UPLOAD_EXPIRY_S + 1)
     young = room.begin(DATA, object_id="mdl_c")
-    assert room.uploads.expire() == 2
+    assert room.endings.expire() == 2
     assert room.read("mdl_done") == DATA
     assert room.send(young, 0, PARTS[0]) == 1
 
@@ -443,15 +442,14 @@ def test_an_upload_completed_while_others_expire_keeps_its_bytes(
     upload = sent(room, 0, 1, 2)
     room.uploads.check_complete(tenant_caller(), upload.id)
     room.clock.advance(UPLOAD_EXPIRY_S + 1)
-    real = room.uploads._expire
+    real = room.endings._expire
 
     def expire(row: Any) -> bool:
-        with room.database.tenant(ACME, by=BY) as tx:
-            room.uploads.finish(tx, upload.id)
+        room.finish(upload)
         return real(row)
 
-    monkeypatch.setattr(room.uploads, "_expire", expire)
-    assert room.uploads.expire() == 0
+    monkeypatch.setattr(room.endings, "_expire", expire)
+    assert room.endings.expire() == 0
     assert room.read() == DATA
 
 
@@ -461,9 +459,9 @@ def test_one_upload_that_cannot_be_deleted_does_not_keep_the_others(room: Sealed
         room.send(upload, 0, PARTS[0])
     room.clock.advance(UPLOAD_EXPIRY_S + 1)
     room.blobs.order("delete", Fault.EIO, after=1)
-    assert room.uploads.expire() == 2
+    assert room.endings.expire() == 2
     assert len(room.memory.data) == 1
-    assert room.uploads.expire() == 1
+    assert room.endings.expire() == 1
     assert room.memory.data == {}
 
 
@@ -531,14 +529,11 @@ def test_an_authorizer_that_allows_what_is_not_there_is_not_believed(room: Seale
 
 
 def test_what_the_platform_makes_is_sealed_under_a_key_made_for_it_and_gone_with_the_key(room: SealedRoom) -> None:
-    object_id = ObjectId("job_1")
-    with room.database.tenant(ACME, by=BY) as tx:
-        room.uploads.create_key(tx, ACME, object_id)
-    manifest = room.uploads.write_artifact(ACME, object_id, 1, Purpose.WEIGHTS, [DATA])
+    object_id = room.key_for("job_1")
+    manifest = room.artifacts.write(ACME, object_id, 1, Purpose.WEIGHTS, [DATA])
     assert manifest.sha256 == hashlib.sha256(DATA).hexdigest()
     assert room.read("job_1") == DATA
-    with room.database.tenant(ACME, by=BY) as tx:
-        room.uploads.forget(tx, ACME, object_id)
+    room.forget(object_id)
     with pytest.raises(IntegrityError) as raised:
         room.read("job_1")
     assert raised.value.error_code == "key_missing"

@@ -24,12 +24,21 @@ def state() -> dict[str, object]:
         "session": os.getsid(0) == os.getpid(),
         "dumpable": ctypes.CDLL(None).prctl(3, 0, 0, 0, 0),  # PR_GET_DUMPABLE
         "tempdir": tempfile.gettempdir(),
+        "niceness": os.nice(0),
+        "autogroup": _autogroup(),
         "no_new_privs": status["NoNewPrivs"].strip(),
         "limits": {
             name: list(resource.getrlimit(getattr(resource, f"RLIMIT_{name}")))
             for name in ("CORE", "FSIZE", "NOFILE", "DATA", "CPU")
         },
     }
+
+
+def _autogroup() -> str:
+    try:
+        return Path("/proc/self/autogroup").read_text().rpartition(" ")[2].strip()
+    except OSError:
+        return ""
 
 
 def _is_open(name: str) -> bool:

@@ -2,6 +2,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,14 @@ def test_limits_hold_hard(probe: Probe) -> None:
         "DATA": [256 * MIB, 256 * MIB],
         "CPU": [30, 30],
     }
+
+
+def test_a_worker_stands_back_as_far_as_it_is_told(probe: Probe) -> None:
+    with start("probe", limits=replace(LIMITS, niceness=7), sandbox=ProbeSandbox()) as worker:
+        back = SyncChannel(worker.connection).receive(timeout_s=30).fields
+    assert back["niceness"] == os.nice(0) + 7
+    assert back["autogroup"] in {"7", ""}  # empty where the kernel knows no such groups
+    assert probe[2].fields["niceness"] == os.nice(0)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-import sqlalchemy as sa
-
 from modelkeep_platform.core.actions import GRANTABLE, Action
 from modelkeep_platform.core.callers import TenantCaller
 from modelkeep_platform.core.errors import UnprocessableError
@@ -136,8 +134,7 @@ class GrantService:
             "expires_at": expires_at,
         }
         with self._database.tenant(caller.tenant, by=decision) as tx:
-            given = tx.first(tx.select(grants, sa.func.count().label("number")))
-            if given is not None and given["number"] >= MAX_GRANTS:
+            if tx.count(grants) >= MAX_GRANTS:
                 raise UnprocessableError(
                     f"a tenant has at most {MAX_GRANTS} grants; revoke those that have ended", code="grant_refused"
                 )

@@ -20,8 +20,7 @@ from modelkeep_platform.core.callers import PrincipalKind, Role, TenantCaller
 from modelkeep_platform.core.errors import ConflictError, IntegrityError, MalformedError, UnprocessableError
 from modelkeep_platform.core.events import Event, Outcome
 from modelkeep_platform.core.ids import ObjectId, PrincipalId, RequestId, TenantId
-from modelkeep_platform.core.limits import DEFAULT_QUOTA
-from modelkeep_platform.core.ports import Authorizer, Clock, EpochSource, Recorder
+from modelkeep_platform.core.ports import Authorizer, Clock, EpochSource, LimitSource, Recorder
 from modelkeep_platform.core.refs import Kind, ResourceRef, collection, missing
 from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.pages import Page, PageRequest, page_of
@@ -60,7 +59,7 @@ class PolicyService:
         recorder: writes what was done.
         epoch: moved by each change.
         clock: stamps versions.
-        max_versions: how many one tenant keeps.
+        limits: says how many a tenant may keep.
     """
 
     def __init__(
@@ -71,14 +70,18 @@ class PolicyService:
         recorder: Recorder,
         epoch: EpochSource,
         clock: Clock,
-        max_versions: int = DEFAULT_QUOTA.policy_versions,
+        limits: LimitSource,
     ) -> None:
-        self._max_versions = max_versions
+        self._limits = limits
         self._database = database
         self._authorizer = authorizer
         self._recorder = recorder
         self._epoch = epoch
         self._clock = clock
+
+    def kept(self, tx: TenantTransaction) -> int:
+        """Return how many versions the tenant keeps."""
+        return tx.count(policy_versions)
 
     def install_default(self, tx: PlatformTransaction | TenantTransaction, tenant: TenantId) -> None:
         """Give a new tenant version 1, which adds nothing to the roles."""
@@ -167,10 +170,10 @@ class PolicyService:
 
     def _refuse_more(self, tx: TenantTransaction) -> None:
         # Versions are never deleted: they are what log entries and decisions name.
-        kept = tx.first(tx.select(policy_versions, sa.func.count().label("n")))
-        if kept is not None and kept["n"] >= self._max_versions:
+        most = self._limits.of(tx.owner).policy_versions
+        if self.kept(tx) >= most:
             raise ConflictError(
-                f"this tenant keeps {self._max_versions} policy versions; activate one of them, or ask the platform's "
+                f"this tenant may keep {most} policy versions; activate one of them, or ask the platform's "
                 "operator for more",
                 code="too_many_policies",
             )

@@ -4,19 +4,18 @@ The count goes into the tenant's log with the first refusal after the minute, or
 loses the counts of its last minute, no more.
 """
 
+from collections.abc import Callable
 from typing import Final
 
 from modelkeep_platform.core.callers import Caller
 from modelkeep_platform.core.decisions import Decision
 from modelkeep_platform.core.events import Event, Outcome
 from modelkeep_platform.core.ids import TenantId
-from modelkeep_platform.core.limits import DEFAULT_QUOTA
 from modelkeep_platform.core.ports import Clock, Recorder
 from modelkeep_platform.core.refusals import RefusalWindows, summary
 from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.transactions import System
 
-PER_WINDOW: Final = DEFAULT_QUOTA.refusals_per_minute
 _SYSTEM: Final = System(reason="record a refusal")
 
 
@@ -27,10 +26,12 @@ class RefusalLog:
         database: where the log is.
         recorder: writes it.
         clock: ends a tenant's minute.
-        per_window: how many refusals of one tenant are recorded singly each minute.
+        per_window: says how many refusals of a tenant are recorded singly each minute.
     """
 
-    def __init__(self, *, database: Database, recorder: Recorder, clock: Clock, per_window: int = PER_WINDOW) -> None:
+    def __init__(
+        self, *, database: Database, recorder: Recorder, clock: Clock, per_window: Callable[[TenantId], int]
+    ) -> None:
         self._database = database
         self._recorder = recorder
         self._windows = RefusalWindows(clock=clock, per_window=per_window)

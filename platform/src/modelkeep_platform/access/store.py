@@ -15,18 +15,30 @@ from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 import cedarpy
+import sqlalchemy as sa
 
 from modelkeep_platform.access.engine import SILENCE, Opinion, Question, ask, failed
 from modelkeep_platform.core.actions import GRANTABLE
 from modelkeep_platform.core.ids import TenantId
 from modelkeep_platform.core.refs import ResourceRef
 from modelkeep_platform.storage.database import Database
+from modelkeep_platform.storage.prepared import PreparedSelect
 from modelkeep_platform.storage.tables.access import active_policies, grants, policy_versions
 from modelkeep_platform.storage.transactions import System
 
 _COMPILED: Final = 256
 _GRANTS: Final = 4096
 _SYSTEM: Final = System(reason="decide a call")
+_ACTIVE: Final = PreparedSelect(active_policies, where=())
+_VERSION: Final = PreparedSelect(policy_versions, where=(policy_versions.c.version == sa.bindparam("version"),))
+_OF_OBJECT: Final = PreparedSelect(
+    grants,
+    where=(
+        grants.c.object_id == sa.bindparam("object_id"),
+        grants.c.kind == sa.bindparam("kind"),
+        grants.c.grantee == sa.bindparam("grantee"),
+    ),
+)
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
@@ -126,9 +138,9 @@ class AccessStore:
 
     def _read_policy(self, tenant: TenantId) -> ActivePolicy:
         with self._database.tenant(tenant, by=_SYSTEM, read_only=True) as tx:
-            active = tx.first(tx.select(active_policies))
+            active = tx.first(_ACTIVE)
             version = 0 if active is None else int(active["version"])
-            row = tx.first(tx.select(policy_versions).where(policy_versions.c.version == version))
+            row = tx.first(_VERSION, version=version)
         if row is None:
             return ActivePolicy(version=version, broken="the tenant's active policy version is missing")
         text = str(row["text"])
@@ -142,11 +154,7 @@ class AccessStore:
 
     def _read_grants(self, ref: ResourceRef, grantee: TenantId) -> tuple[ActiveGrant, ...]:
         with self._database.tenant(ref.owner, by=_SYSTEM, read_only=True) as tx:
-            rows = tx.all(
-                tx.select(grants).where(
-                    grants.c.object_id == ref.object_id, grants.c.kind == ref.kind, grants.c.grantee == grantee
-                )
-            )
+            rows = tx.all(_OF_OBJECT, object_id=ref.object_id, kind=ref.kind, grantee=grantee)
         found = (
             ActiveGrant(id=row["id"], actions=_actions(row["actions"]), expires_at=row["expires_at"]) for row in rows
         )

@@ -1,5 +1,6 @@
 """What the operator's command does directly on the installation's own machine."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,25 @@ def list_tenants(data: Path) -> list[dict[str, Any]]:
             cursor = page.next_cursor
             if cursor is None:
                 return rows
+    finally:
+        platform.close()
+
+
+def tenant_limits(data: Path, *, slug: str, changes: Mapping[str, int | None]) -> dict[str, Any]:
+    """Set `changes` of a tenant's limits, if there are any, as the operator at the console; return the tenant.
+
+    Args:
+        data: the data folder.
+        slug: whose.
+        changes: by the limit's name, a number, or None to take it back.
+    """
+    platform = Platform(data=data.resolve(), settings=settings_file.load(data))
+    try:
+        platform.ground.epoch.refresh()
+        limits = platform.rooms.tenant_limits
+        found = limits.change(_console(), slug, changes) if changes else limits.show(_console(), slug)
+        shown: dict[str, Any] = msgspec.to_builtins(found)
+        return shown
     finally:
         platform.close()
 

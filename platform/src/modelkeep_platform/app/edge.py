@@ -18,7 +18,7 @@ from modelkeep_platform.http.management import Management
 from modelkeep_platform.http.v1 import all_endpoints
 from modelkeep_platform.http.v2 import DataPlane
 from modelkeep_platform.http.watch import Watch
-from modelkeep_platform.limits.service import Allowance, RequestLimits
+from modelkeep_platform.limits.service import RequestLimits
 from modelkeep_platform.telemetry.metrics import Metrics
 
 
@@ -43,6 +43,7 @@ class Edge:
         )
         self.endpoints = all_endpoints(
             tenants=rooms.tenants,
+            tenant_limits=rooms.tenant_limits,
             issuer_keys=rooms.issuer_keys,
             members=rooms.members,
             service_accounts=rooms.service_accounts,
@@ -60,11 +61,7 @@ class Edge:
         self.requests = RequestLimits(
             database=ground.database,
             clock=ground.clock,
-            allowance=Allowance(
-                tenant_requests=settings.tenant_requests_per_minute,
-                principal_requests=settings.principal_requests_per_minute,
-                concurrent=settings.tenant_concurrent_requests,
-            ),
+            limits=ground.limits,
             processes=lambda: ground.epoch.processes,
         )
         self.health = Health(
@@ -90,9 +87,7 @@ class Edge:
 
     def _management(self, settings: Settings) -> ASGIApp:
         ground, rooms = self._ground, self._rooms
-        kept = IdempotencyStore(
-            database=ground.database, clock=ground.clock, tenant_keys=settings.quota.idempotency_keys
-        )
+        kept = IdempotencyStore(database=ground.database, clock=ground.clock, limits=ground.limits)
         management = Management(
             endpoints=self.endpoints,
             authenticator=rooms.authenticator,

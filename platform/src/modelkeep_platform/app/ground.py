@@ -15,6 +15,7 @@ from modelkeep_platform.core.limits import MIB
 from modelkeep_platform.keys.platform_secrets import Ed25519Signer, PlatformSecrets
 from modelkeep_platform.keys.roots.file import FileRootKey
 from modelkeep_platform.keys.service import KeyService
+from modelkeep_platform.limits.store import LimitStore
 from modelkeep_platform.storage import migrate
 from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.disk import Disk
@@ -37,7 +38,6 @@ class Ground:
     """
 
     def __init__(self, *, data: Path, settings: Settings) -> None:
-        quota = settings.quota
         self.clock = clock = SystemClock()
         self.entropy = entropy = SystemEntropy()
         self.disk = Disk(data, reserve_bytes=settings.disk_reserve_mib * MIB, clock=clock)
@@ -55,16 +55,20 @@ class Ground:
         self.integrator = Integrator(
             database=database, signer=self.signer, origin=settings.log_origin, clock=clock, entropy=entropy
         )
-        # A fifth: what no policy decided is less worth keeping one by one.
-        per_window = max(1, quota.refusals_per_minute // 5)
-        self.refusals = RefusalNotes(recorder=self.log, clock=clock, per_window=per_window)
+        self.limits = limits = LimitStore(database=database, defaults=settings.tenant_limits, epoch=epoch)
+        self.refusals = RefusalNotes(
+            recorder=self.log,
+            clock=clock,
+            # A fifth: what no policy decided is less worth keeping one by one.
+            per_window=lambda tenant: max(1, limits.last_known(tenant).refusals_per_minute // 5),
+        )
         self.authorizer = PolicyAuthorizer(
             database=database,
             store=AccessStore(database=database),
             recorder=self.log,
             epoch=epoch,
             clock=clock,
-            refusals_per_minute=quota.refusals_per_minute,
+            limits=limits,
         )
 
     def start(self) -> None:

@@ -13,7 +13,6 @@ from modelkeep_platform.app.ground import Ground
 from modelkeep_platform.app.rooms import Rooms
 from modelkeep_platform.app.settings import Settings
 from modelkeep_platform.core.errors import ModelkeepError
-from modelkeep_platform.core.events import Event
 from modelkeep_platform.identity.issuer import new_operator
 from modelkeep_platform.identity.secrets import new_secret
 from modelkeep_platform.storage.blobs import LocalBlobs
@@ -22,6 +21,7 @@ from modelkeep_platform.uploads.orphans import Orphans
 _log = logging.getLogger(__name__)
 OPERATOR: Final = "operator"
 _EXPIRY_S: Final = 600.0
+_HALF_WRITTEN_S: Final = 3600
 _TIDY_S: Final = 10.0
 
 
@@ -42,7 +42,8 @@ class Platform:
         self.ground = Ground(data=data, settings=settings)
         self.rooms = Rooms(self.ground, data=data, settings=settings)
         self.edge = Edge(self.ground, self.rooms, settings=settings, dropped_lines=dropped_lines)
-        self._orphans = Orphans(database=self.ground.database, blobs=LocalBlobs(data / "blobs"))
+        self._blobs = LocalBlobs(data / "blobs")
+        self._orphans = Orphans(database=self.ground.database, blobs=self._blobs)
         self._stop = threading.Event()
         self._housekeeper = threading.Thread(target=self._keep_house, name="housekeeper", daemon=True)
 
@@ -60,11 +61,6 @@ class Platform:
         self.rooms.dispatcher.close()
         self.ground.close()
 
-    def record(self, event: Event) -> None:
-        """Record what an operator's command did."""
-        with self.ground.database.platform() as tx:
-            self.ground.log.record(tx, event)
-
     def create_operator(self) -> tuple[str, str]:
         """Make the operator's client; return its id and secret, which is kept as a hash only."""
         secret = new_secret("mko")
@@ -76,10 +72,17 @@ class Platform:
     def _keep_house(self) -> None:
         # At once, too: the server before this one may have died halfway through a deletion.
         while not self._stop.is_set():
-            try:
-                self.rooms.uploads.expire()
-                self.rooms.dispatcher.clear_leftovers()
-                self._orphans.clear()
-            except (ModelkeepError, SQLAlchemyError):
-                _log.exception("what is over could not be cleared away; it is tried again")
+            for duty in (
+                self.rooms.upload_endings.expire,
+                self.rooms.job_endings.clear_leftovers,
+                self._orphans.clear,
+                self._clear_half_written,
+            ):
+                try:
+                    duty()
+                except (ModelkeepError, SQLAlchemyError):
+                    _log.exception("what is over could not be cleared away; it is tried again")
             self._stop.wait(_EXPIRY_S)
+
+    def _clear_half_written(self) -> None:
+        self._blobs.clear_half_written(before_s=self.ground.clock.now_s() - _HALF_WRITTEN_S)

@@ -4,10 +4,13 @@ On SIGTERM no new connection is taken, running requests and predictions finish (
 interrupted with what they ran charged, what the log still holds is written, and the heartbeat goes.
 """
 
+import gc
 import logging
+import os
 import signal
 import socket
 from pathlib import Path
+from typing import Final
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -20,6 +23,9 @@ from modelkeep_platform.app.supervisor import Supervisor
 from modelkeep_platform.core.errors import ConflictError, UnprocessableError
 from modelkeep_platform.http.connection import Connections, bounded
 from modelkeep_platform.telemetry import logs
+from modelkeep_platform.workers.confinement import end_with_parent
+
+_COLLECT_AFTER: Final = (10_000, 20, 20)
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +41,7 @@ def serve(
     workers: int = 1,
     listener_fd: int | None = None,
     process_number: int = 0,
+    supervisor_pid: int | None = None,
 ) -> None:
     """Serve the installation in `data` until SIGTERM or SIGINT.
 
@@ -48,6 +55,7 @@ def serve(
         workers: how many server processes share the address.
         listener_fd: a bound socket inherited from a supervisor.
         process_number: which of the supervisor's servers this is; its metrics are at that port further on.
+        supervisor_pid: the supervisor, with which this server ends.
 
     Raises:
         UnprocessableError: it would listen beyond loopback without TLS, or half of a TLS pair is missing.
@@ -70,10 +78,10 @@ def serve(
             options += ("--tls-cert", str(tls_cert), "--tls-key", str(tls_key))
         Supervisor(data=data, listener=listener, options=options, count=workers).run()
         return
-    # Uvicorn raises the signal that stopped it once more when it is done; it must not end the process before the rest
-    # is closed.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
+    stop = _Stop()
+    if supervisor_pid is not None:
+        end_with_parent(signal.SIGTERM)
+        stop.asked = os.getppid() != supervisor_pid  # it was gone before the kernel was told
     platform = Platform(data=data.resolve(), settings=settings, dropped_lines=lambda: lines.dropped)
     metrics: MetricsServer | None = None
     try:
@@ -81,15 +89,47 @@ def serve(
             port = settings.metrics_port + process_number
             metrics = MetricsServer(platform.edge.metrics.registry, host=settings.metrics_host, port=port)
         platform.start()
+        calm_collector()
         _log.info("the server takes requests")
         config = server_config(platform.edge.asgi, platform.edge.connections, tls_cert=tls_cert, tls_key=tls_key)
-        uvicorn.Server(config).run(sockets=[listener])
+        stop.server = uvicorn.Server(config)
+        stop.server.should_exit = stop.asked
+        stop.server.run(sockets=[listener])
     finally:
         if metrics is not None:
             metrics.close()
         platform.close()
         _log.info("the server has stopped")
         lines.close()
+
+
+def calm_collector() -> None:
+    """Keep Python's cyclic garbage collector off what was loaded at start, and from looking every few requests.
+
+    What is there now lives as long as the process; walking it again and again is what a collection would cost most.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_COLLECT_AFTER)
+
+
+class _Stop:
+    """Heeds SIGTERM and SIGINT whenever they come.
+
+    Before uvicorn listens to them they are kept for it; afterwards it raises the one that stopped it once more, which
+    must not end the process before the rest is closed.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.server: uvicorn.Server | None = None
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
+
+    def _ask(self, *_: object) -> None:
+        self.asked = True
+        if self.server is not None:
+            self.server.should_exit = True
 
 
 def server_config(

@@ -16,7 +16,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from modelkeep_platform.core.errors import ConflictError, UnprocessableError
-from modelkeep_platform.core.limits import DEFAULT_QUOTA, MIB, Quota
+from modelkeep_platform.core.limits import LIMITS, TenantLimits
 from modelkeep_platform.telemetry.logs import FORMATS, LEVELS
 
 FILE: Final = "settings.toml"
@@ -25,6 +25,7 @@ _MAY_BE_ZERO: Final = frozenset({"metrics_port", "source_connections", "disk_res
 _PORTS: Final = ("port", "metrics_port")
 _MOST_PORTS: Final = 65_535
 _INTEGER: Final = re.compile(r"[0-9]{1,15}\Z")
+_OF_ALL: Final = TenantLimits()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,21 +40,26 @@ class Settings:
         port: the port to listen on.
         worker_memory_mib: memory of one worker process, in MiB.
         worker_threads: threads that one worker computes with.
-        tenant_requests_per_minute: requests a minute of one tenant, over all server processes.
+        tenant_requests_per_minute: requests a minute of one tenant, evenly, over all server processes.
         principal_requests_per_minute: requests a minute of one member or service account.
+        tenant_burst_seconds: how many seconds' worth of these requests may come at once, of a tenant and of each of its
+            accounts; at least 10 requests.
         tenant_concurrent_requests: requests of one tenant that are under way at once, in each server process.
+        principal_concurrent_requests: those of one member or service account, in each server process.
         tenant_storage_mib: what one tenant's models, datasets, checkpoints and open uploads may occupy, in MiB.
         tenant_open_uploads: uploads that one tenant may have begun and not ended.
         tenant_active_jobs: jobs that one tenant may have queued or running.
+        tenant_running_jobs: jobs of one tenant that run at once, over all server processes; 0 lets them wait.
+        tenant_serving_workers: workers that predict with one tenant's models, in each server process: 1, or 0 for none.
         tenant_members: people of one tenant, invited ones included.
         tenant_service_accounts: service accounts of one tenant.
         tenant_policy_versions: versions of its policy that one tenant may keep.
         tenant_idempotency_keys: Idempotency-Keys of one tenant that are kept for a day.
-        tenant_refusals_per_minute: policy's refusals of one tenant that are log entries of their own each minute, the
-            rest is counted; of refusals that no policy decided a fifth of it.
+        tenant_refusals_per_minute: policy's refusals of one tenant that are log entries of their own each minute, in
+            each server process, the rest is counted; of refusals that no policy decided a fifth of it.
         max_workers: worker processes for predictions at once, in each server process.
         max_connections: open connections, in each server process.
-        source_connections: open connections of one address, in each server process; 0 behind a proxy, which is one.
+        source_connections: open connections of one address, of IPv6 a /64, in each server process; 0 behind a proxy.
         disk_reserve_mib: what must be free on the data folder's disk for predictions and changes to be taken, in MiB;
             it is kept for the log.
         log_format: `json`, one object a line, or `text`.
@@ -69,17 +75,21 @@ class Settings:
     port: int = 8470
     worker_memory_mib: int = 4096
     worker_threads: int = 1
-    tenant_requests_per_minute: int = 60_000
-    principal_requests_per_minute: int = 60_000
-    tenant_concurrent_requests: int = 64
-    tenant_storage_mib: int = DEFAULT_QUOTA.storage_bytes // MIB
-    tenant_open_uploads: int = DEFAULT_QUOTA.open_uploads
-    tenant_active_jobs: int = DEFAULT_QUOTA.active_jobs
-    tenant_members: int = DEFAULT_QUOTA.members
-    tenant_service_accounts: int = DEFAULT_QUOTA.service_accounts
-    tenant_policy_versions: int = DEFAULT_QUOTA.policy_versions
-    tenant_idempotency_keys: int = DEFAULT_QUOTA.idempotency_keys
-    tenant_refusals_per_minute: int = DEFAULT_QUOTA.refusals_per_minute
+    tenant_requests_per_minute: int = _OF_ALL.requests_per_minute
+    principal_requests_per_minute: int = _OF_ALL.principal_requests_per_minute
+    tenant_burst_seconds: int = _OF_ALL.burst_seconds
+    tenant_concurrent_requests: int = _OF_ALL.concurrent_requests
+    principal_concurrent_requests: int = _OF_ALL.principal_concurrent_requests
+    tenant_storage_mib: int = _OF_ALL.storage_mib
+    tenant_open_uploads: int = _OF_ALL.open_uploads
+    tenant_active_jobs: int = _OF_ALL.active_jobs
+    tenant_running_jobs: int = _OF_ALL.running_jobs
+    tenant_serving_workers: int = _OF_ALL.serving_workers
+    tenant_members: int = _OF_ALL.members
+    tenant_service_accounts: int = _OF_ALL.service_accounts
+    tenant_policy_versions: int = _OF_ALL.policy_versions
+    tenant_idempotency_keys: int = _OF_ALL.idempotency_keys
+    tenant_refusals_per_minute: int = _OF_ALL.refusals_per_minute
     max_workers: int = 32
     max_connections: int = 4096
     source_connections: int = 1024
@@ -107,31 +117,34 @@ class Settings:
 
     def _check_numbers(self) -> None:
         for item in fields(self):
-            least = 0 if item.name in _MAY_BE_ZERO else 1
-            if item.type is int and getattr(self, item.name) < least:
+            if item.type is not int:
+                continue
+            least, most = _bounds(item.name)
+            if getattr(self, item.name) < least:
                 raise UnprocessableError(f"`{item.name}` is at least {least}", code="invalid_setting")
-        for name in _PORTS:
-            if getattr(self, name) > _MOST_PORTS:
-                raise UnprocessableError(f"`{name}` is at most {_MOST_PORTS}", code="invalid_setting")
+            if most is not None and getattr(self, item.name) > most:
+                raise UnprocessableError(f"`{item.name}` is at most {most}", code="invalid_setting")
 
     @property
-    def quota(self) -> Quota:
-        """Return what one tenant may have."""
-        return Quota(
-            storage_bytes=self.tenant_storage_mib * MIB,
-            open_uploads=self.tenant_open_uploads,
-            active_jobs=self.tenant_active_jobs,
-            members=self.tenant_members,
-            service_accounts=self.tenant_service_accounts,
-            policy_versions=self.tenant_policy_versions,
-            idempotency_keys=self.tenant_idempotency_keys,
-            refusals_per_minute=self.tenant_refusals_per_minute,
-        )
+    def tenant_limits(self) -> TenantLimits:
+        """Return what a tenant may do and have for which the operator set nothing else."""
+        names = {_limit(item.name): item.name for item in fields(self)}
+        return TenantLimits(**{limit: getattr(self, names[limit]) for limit in LIMITS})
 
     @property
     def issuer(self) -> str:
         """Return the embedded issuer's identifier."""
         return f"{self.base_url}/issuer"
+
+
+def _limit(setting: str) -> str:
+    return setting.removeprefix("tenant_")
+
+
+def _bounds(setting: str) -> tuple[int, int | None]:
+    if _limit(setting) in LIMITS:
+        return LIMITS[_limit(setting)]
+    return 0 if setting in _MAY_BE_ZERO else 1, _MOST_PORTS if setting in _PORTS else None
 
 
 def is_loopback(host: str) -> bool:

@@ -1,10 +1,12 @@
 """Several server processes behind one address: starts them on one listening socket, replaces those that die.
 
 Each is a whole server over the same database. They agree through it: the epoch with its acknowledgements, the leases of
-jobs and of the log, the limits.
+jobs and of the log, the limits. They stop in order when the supervisor ends, however it does: nobody would replace them
+any more, and they would keep the address from the next one.
 """
 
 import logging
+import os
 import signal
 import socket
 import subprocess
@@ -60,7 +62,7 @@ class Supervisor:
                 child.wait()
 
     def _start(self, number: int) -> "subprocess.Popen[bytes]":
-        command = [*self._command, "--process-number", str(number)]
+        command = [*self._command, "--process-number", str(number), "--supervisor-pid", str(os.getpid())]
         return subprocess.Popen(command, pass_fds=(self._listener.fileno(),))  # noqa: S603 -- our own command
 
     def _replace(self, dead: "subprocess.Popen[bytes]", number: int) -> "subprocess.Popen[bytes]":

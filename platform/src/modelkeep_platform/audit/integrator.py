@@ -11,6 +11,7 @@ noticed here, but by whoever keeps an earlier checkpoint: a log that was rolled 
 
 import logging
 import threading
+from contextlib import suppress
 from typing import Final
 
 import sqlalchemy as sa
@@ -59,7 +60,7 @@ class Integrator:
         self._thread.start()
 
     def close(self) -> None:
-        """Integrate what is left and stop."""
+        """Integrate what is left, stop, and let go of the lease."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(timeout=10)
@@ -152,6 +153,9 @@ class Integrator:
                 self.integrate_now()
             except (SQLAlchemyError, ModelkeepError):
                 _log.exception("the audit log could not be integrated; it is tried again")
+        # Whoever is started next need not wait until it is over, nor until a clock that was set back has caught up.
+        with suppress(SQLAlchemyError, ModelkeepError), self._database.platform() as tx:
+            tx.execute(sa.update(audit_lease).where(audit_lease.c.holder == self._holder).values(until=0))
 
 
 def _changed() -> IntegrityError:

@@ -5,16 +5,15 @@ Policy's own refusals are recorded by `access`, in the transaction of the decisi
 predictions: nothing was effected, so nothing waits for the disk. Past a tenant's quota of a minute refusals are
 counted, and the count is one entry.
 
-Strangers, who showed no token that verifies, are counted by source and minute, and each count is one entry of the
-platform's log. A flood of requests so fills a counter, and a flood of sources one counter for all the rest. Sources of
-IPv6 are counted by /64, which is what one subscriber has.
+Strangers, who showed no token that verifies, are counted by source (`core.sources`) and minute, and each count is one
+entry of the platform's log. A flood of requests so fills a counter, a flood of sources one counter for all the rest.
 """
 
 import logging
 import threading
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from ipaddress import IPv6Address, ip_address
 from typing import Final
 
 from modelkeep_platform.core.actions import Action
@@ -24,13 +23,12 @@ from modelkeep_platform.core.events import Event, Outcome
 from modelkeep_platform.core.ids import PLATFORM, TenantId
 from modelkeep_platform.core.ports import Clock, Recorder
 from modelkeep_platform.core.refusals import WINDOW_S, RefusalWindow, RefusalWindows, summary
+from modelkeep_platform.core.sources import subscriber
 
-PER_WINDOW: Final = 120
 MAX_SOURCES: Final = 200
 OTHERS: Final = "other sources"
 STRANGERS: Final = "stranger:refused"
 _SWEEP_S: Final = 5.0
-_PREFIX_64: Final = 64
 
 _log = logging.getLogger(__name__)
 
@@ -47,12 +45,17 @@ class RefusalNotes:
     Args:
         recorder: queues the entries.
         clock: ends minutes.
-        per_window: how many refusals of one tenant are entries of their own each minute.
+        per_window: says, from memory alone, how many refusals of a tenant are entries of their own each minute.
         max_sources: how many sources of strangers are told apart each minute.
     """
 
     def __init__(
-        self, *, recorder: Recorder, clock: Clock, per_window: int = PER_WINDOW, max_sources: int = MAX_SOURCES
+        self,
+        *,
+        recorder: Recorder,
+        clock: Clock,
+        per_window: Callable[[TenantId], int],
+        max_sources: int = MAX_SOURCES,
     ) -> None:
         self._recorder = recorder
         self._clock = clock
@@ -109,7 +112,7 @@ class RefusalNotes:
             status: what was answered.
         """
         now = self._clock.now_s()
-        name = _subscriber(source)
+        name = subscriber(source)
         with self._lock:
             minute = self._minutes.get(name)
             if minute is None and len(self._minutes) >= self._max_sources:
@@ -159,16 +162,3 @@ def _of_source(source: str, minute: _Minute) -> Event:
         facts={"count": minute.statuses.total(), "since": minute.began_at, "window_s": WINDOW_S, **by_status},
         personal={"source": source},  # an address is personal: it is sealed
     )
-
-
-def _subscriber(source: str) -> str:
-    try:
-        address = ip_address(source)
-    except ValueError:
-        return source[:64] or "unknown"
-    if not isinstance(address, IPv6Address):
-        return str(address)
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    network = int(address) >> _PREFIX_64 << _PREFIX_64
-    return f"{IPv6Address(network)}/64"

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
 import click
 
@@ -14,6 +14,7 @@ from modelkeep_platform import __version__
 from modelkeep_platform.app import administration, installation
 from modelkeep_platform.core.errors import ModelkeepError
 
+_MOST_DIGITS: Final = 15
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -84,6 +85,7 @@ def init(data: Path, root_key: Path, base_url: str, host: str, port: int | None)
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="How many server processes.")
 @click.option("--listener-fd", type=int, hidden=True)
 @click.option("--process-number", type=int, default=0, hidden=True)
+@click.option("--supervisor-pid", type=int, hidden=True)
 @_explained
 def serve(
     data: Path,
@@ -94,6 +96,7 @@ def serve(
     workers: int,
     listener_fd: int | None,
     process_number: int,
+    supervisor_pid: int | None,
     *,
     unsafe_no_tls: bool,
 ) -> None:
@@ -110,6 +113,7 @@ def serve(
         workers=workers,
         listener_fd=listener_fd,
         process_number=process_number,
+        supervisor_pid=supervisor_pid,
     )
 
 
@@ -158,6 +162,33 @@ def tenant_list(data: Path, *, as_json: bool) -> None:
         return
     for row in rows:
         click.echo(f"{row['slug']:<40} {row['state']:<10} {row['name']}")
+
+
+@tenant.command("limits")
+@_DATA
+@click.argument("slug")
+@click.argument("changes", nargs=-1, metavar="[NAME=VALUE]...")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_explained
+def tenant_limits(data: Path, slug: str, changes: tuple[str, ...], *, as_json: bool) -> None:
+    """Show a tenant's limits and what is used of them; `members=50` sets one, `members=default` takes it back."""
+    details = administration.tenant_limits(data, slug=slug, changes=dict(_change(text) for text in changes))
+    if as_json:
+        click.echo(json.dumps(details, indent=2))
+        return
+    click.echo(f"{'limit':<30} {'value':>10} {'default':>10} {'used':>10}")
+    for name, one in details["limits"].items():
+        used = "-" if one["used"] is None else one["used"]
+        click.echo(f"{name:<30} {one['value']:>10} {one['default']:>10} {used:>10}")
+
+
+def _change(text: str) -> tuple[str, int | None]:
+    name, _, value = text.partition("=")
+    if value == "default":
+        return name, None
+    if not (value.isascii() and value.isdigit() and len(value) <= _MOST_DIGITS):
+        raise click.BadParameter(f"`{text}` is not NAME=NUMBER or NAME=default", param_hint="NAME=VALUE")
+    return name, int(value)
 
 
 @main.group()
@@ -220,6 +251,7 @@ def restore(backup_folder: Path, keys: Path, root_key: Path, data: Path) -> None
 
     made = bring_back(backup_folder, keys=keys, root_key=root_key, data=data)
     click.echo(f"Restored to {data}; the log has {made.log_size} entries, {made.ended_jobs} jobs were ended.")
+    click.echo(f"The ledger is in epoch {made.epoch.number} ({made.epoch.id}): nothing reserved before moves again.")
     click.echo(f"{made.frozen_budgets} budgets are frozen. Get the newest checkpoint that anyone holds, then run")
     click.echo(f"  modelkeep-platform compare-budgets --data {data} --checkpoint FILE")
 
@@ -235,7 +267,9 @@ def compare_budgets(data: Path, checkpoint: Path | None, *, without_checkpoint: 
 
     if (checkpoint is None) != without_checkpoint:
         raise click.UsageError("give --checkpoint, or say --without-checkpoint")
-    if compare(data, checkpoint=checkpoint):
+    compared = compare(data, checkpoint=checkpoint)
+    click.echo(f"The ledger is in epoch {compared.epoch.number} ({compared.epoch.id}).")
+    if compared.freed:
         click.echo("The restored log contains the checkpoint: budgets are as they were, and training goes on.")
     else:
         click.echo("What was spent after the backup cannot be known: the frozen budgets count as exhausted.")

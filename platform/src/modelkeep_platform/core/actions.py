@@ -11,6 +11,7 @@ class Action(StrEnum):
     TENANT_SUSPEND = "tenant:suspend"
     TENANT_RESUME = "tenant:resume"
     TENANT_ENROL = "tenant:enrol"
+    TENANT_LIMIT = "tenant:limit"
     TENANT_READ = "tenant:read"
     ISSUER_ROTATE = "issuer:rotate"
 
@@ -72,6 +73,7 @@ PLATFORM_ACTIONS = frozenset(
         Action.TENANT_SUSPEND,
         Action.TENANT_RESUME,
         Action.TENANT_ENROL,
+        Action.TENANT_LIMIT,
         Action.ISSUER_ROTATE,
         Action.AUDIT_READ,
     }

@@ -13,12 +13,17 @@ from modelkeep_platform.core.refs import ResourceRef
 
 
 class Outcome(StrEnum):
-    """How far the action came."""
+    """How far the action came.
+
+    What takes more than one transaction has two entries: an intent and, however it ends, one entry more.
+    """
 
     DENIED = "denied"
     INTENT = "intent"
     DONE = "done"
     FAILED = "failed"
+    ABANDONED = "abandoned"
+    EXPIRED = "expired"
 
 
 Facts: TypeAlias = Mapping[str, str | int | bool]

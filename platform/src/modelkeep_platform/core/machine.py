@@ -5,7 +5,7 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """The time, injected so that tests decide it."""
+    """The time, injected so that tests decide it. It never goes back while a process runs."""
 
     def now_s(self) -> int:
         """Return seconds since the Unix epoch, UTC."""

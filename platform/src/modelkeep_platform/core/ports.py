@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from modelkeep_platform.core.decisions import Attributes, Decision
     from modelkeep_platform.core.events import Event
     from modelkeep_platform.core.ids import ObjectId, TenantId
+    from modelkeep_platform.core.limits import TenantLimits
     from modelkeep_platform.core.refs import ResourceRef
     from modelkeep_platform.core.sealing import Purpose, Suite
 
@@ -113,6 +114,19 @@ class EpochSource(Protocol):
         """Read it now; call after committing a transaction that bumped it."""
 
 
+class LimitSource(Protocol):
+    """Knows what each tenant may do and have."""
+
+    def of(self, tenant: TenantId) -> TenantLimits:
+        """Return the tenant's limits; may read the database, once an epoch."""
+
+    def cached(self, tenant: TenantId) -> TenantLimits | None:
+        """Return them from memory alone; None when they were not read in this epoch."""
+
+    def last_known(self, tenant: TenantId) -> TenantLimits:
+        """Return them from memory alone, as they were last read; the settings' for a tenant never looked at."""
+
+
 class Signer(Protocol):
     """Signs as the platform, under a named purpose."""
 
@@ -128,6 +142,7 @@ __all__ = [
     "Clock",
     "Entropy",
     "EpochSource",
+    "LimitSource",
     "Recorder",
     "Sealer",
     "Signer",

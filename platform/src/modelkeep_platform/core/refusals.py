@@ -4,6 +4,7 @@ A caller that hammers on closed doors fills a counter, not the log; the count be
 """
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -29,10 +30,10 @@ class RefusalWindows:
 
     Args:
         clock: ends minutes.
-        per_window: how many refusals of one tenant are recorded singly each minute.
+        per_window: says how many refusals of a tenant are recorded singly each minute.
     """
 
-    def __init__(self, *, clock: Clock, per_window: int) -> None:
+    def __init__(self, *, clock: Clock, per_window: Callable[[TenantId], int]) -> None:
         self._clock = clock
         self._per_window = per_window
         self._windows: dict[TenantId, RefusalWindow] = {}
@@ -45,13 +46,13 @@ class RefusalWindows:
             The minute that this one ended, if it has a count to be recorded; and whether this refusal is recorded
             singly rather than counted.
         """
-        now = self._clock.now_s()
+        now, per_window = self._clock.now_s(), self._per_window(tenant)
         with self._lock:
             ended, window = None, self._windows.get(tenant)
             if window is None or now >= window.began_at + WINDOW_S:
                 ended = window if window is not None and window.counted else None
                 window = self._windows[tenant] = RefusalWindow(now)
-            admitted = window.recorded < self._per_window
+            admitted = window.recorded < per_window
             window.recorded += admitted
             window.counted += not admitted
             return ended, admitted

@@ -15,7 +15,7 @@ from modelkeep_platform.core.decisions import Decision
 from modelkeep_platform.core.errors import ConflictError, UnprocessableError
 from modelkeep_platform.core.events import Event, Outcome
 from modelkeep_platform.core.ids import ObjectId, TenantId, check_name, new_object_id
-from modelkeep_platform.core.ports import Authorizer, Clock, Entropy, EpochSource, Recorder
+from modelkeep_platform.core.ports import Authorizer, Clock, Entropy, EpochSource, Recorder, Sealer
 from modelkeep_platform.core.refs import Kind, ResourceRef, collection, missing
 from modelkeep_platform.core.sealing import Purpose
 from modelkeep_platform.datasets import readers
@@ -26,9 +26,11 @@ from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.names import TenantDirectory, resolve
 from modelkeep_platform.storage.pages import Page, PageRequest, page_of
 from modelkeep_platform.storage.tables.datasets import datasets
-from modelkeep_platform.storage.tables.uploads import uploads
 from modelkeep_platform.storage.transactions import Row, System, TenantTransaction
-from modelkeep_platform.uploads.service import OPEN, Upload, UploadService
+from modelkeep_platform.uploads.artifacts import Artifacts
+from modelkeep_platform.uploads.endings import UploadEndings
+from modelkeep_platform.uploads.rows import Upload
+from modelkeep_platform.uploads.service import UploadService
 
 PENDING: Final = "pending"
 READY: Final = "ready"
@@ -79,7 +81,9 @@ class DatasetService:
         database: where declarations are.
         authorizer: decides every call.
         recorder: writes what was done.
-        uploads: takes and gives sealed bytes.
+        uploads: takes sealed bytes.
+        endings: ends uploads.
+        artifacts: gives and deletes sealed bytes.
         ledger: keeps budgets.
         tenants: knows slugs.
         clock: stamps datasets.
@@ -94,6 +98,8 @@ class DatasetService:
         authorizer: Authorizer,
         recorder: Recorder,
         uploads: UploadService,
+        endings: UploadEndings,
+        artifacts: Artifacts,
         ledger: BudgetLedger,
         tenants: TenantDirectory,
         clock: Clock,
@@ -104,6 +110,8 @@ class DatasetService:
         self._authorizer = authorizer
         self._recorder = recorder
         self._uploads = uploads
+        self._endings = endings
+        self._artifacts = artifacts
         self._ledger = ledger
         self._tenants = tenants
         self._clock = clock
@@ -129,8 +137,7 @@ class DatasetService:
         check_name(spec.name, what="dataset")
         dataset_id = new_object_id(self._entropy, "dat")
         with self._database.tenant(caller.tenant, by=decision) as tx:
-            self._clear_abandoned(tx)
-            self._free_name(tx, spec.name)
+            self._free_name(tx, spec.name, by=caller)
             upload = self._uploads.begin(
                 tx,
                 caller=caller,
@@ -140,6 +147,7 @@ class DatasetService:
                 purpose=Purpose.DATASET,
                 size_bytes=size_bytes,
                 sha256=sha256,
+                facts=_facts(spec),
             )
             tx.insert(
                 datasets,
@@ -151,7 +159,6 @@ class DatasetService:
                 created_at=self._clock.now_s(),
                 created_by=caller.principal,
             )
-            self._recorder.record(tx, _event(caller, decision.action, dataset_id, Outcome.INTENT, **_facts(spec)))
         return NewDataset(dataset_id=dataset_id, name=spec.name, upload=upload)
 
     def complete(self, caller: TenantCaller, upload_id: str) -> Dataset:
@@ -161,10 +168,10 @@ class DatasetService:
 
         Raises:
             NotFoundError: the caller began no such upload.
-            ConflictError: parts are missing.
+            ConflictError: parts are missing, or the upload has ended.
             UnprocessableError: ``bad_cell`` with row and column, or the payload is not of its format.
         """
-        upload = self._uploads.status(caller, upload_id)
+        upload = self._uploads.require_open(caller, upload_id)
         pending = self._pending(caller, upload)
         decision = self._authorizer.require(caller, Action.DATASET_CREATE, collection(caller.tenant, Kind.DATASET))
         try:
@@ -174,15 +181,13 @@ class DatasetService:
             self._refuse(caller, decision, upload, exc.error_code)
             raise
         with self._database.tenant(caller.tenant, by=decision) as tx:
-            self._uploads.finish(tx, upload_id)
+            self._endings.complete(tx, upload, by=caller, facts=_facts(pending.spec))
             where = (datasets.c.id == upload.object_id, datasets.c.state == PENDING)
             if not tx.change(tx.update(datasets).where(*where).values(state=READY)):
                 raise ConflictError("the declaration was replaced meanwhile; create it again", code="deleted")
             budget = pending.spec.privacy.budget
             if budget is not None:
                 self._ledger.open(tx, upload.object_id, budget.epsilon, budget.delta)
-            event = _event(caller, decision.action, upload.object_id, Outcome.DONE, **_facts(pending.spec))
-            self._recorder.record(tx, event)
             tx.bump_epoch()
         self._epoch.refresh()
         return self._by_id(caller.tenant, upload.object_id)
@@ -221,11 +226,12 @@ class DatasetService:
         decision = self._require(caller, Action.DATASET_DELETE, name)
         owner, dataset_id = decision.ref.owner, decision.ref.object_id
         with self._database.tenant(owner, by=decision) as tx:
-            self._forget(tx, dataset_id)
-            self._recorder.record(tx, _event(caller, decision.action, dataset_id, Outcome.DONE))
+            self._forget(tx, dataset_id, by=caller)
+            event = Event(tenant=owner, action=decision.action, outcome=Outcome.DONE, actor=caller, ref=decision.ref)
+            self._recorder.record(tx, event)
             tx.bump_epoch()
         self._epoch.refresh()
-        self._uploads.delete(owner, dataset_id)
+        self._artifacts.delete(owner, dataset_id)
 
     def budget(self, caller: TenantCaller, name: str) -> DatasetBudget:
         """Return a dataset's budget and what was charged.
@@ -252,7 +258,7 @@ class DatasetService:
 
     def open_rows(self, owner: TenantId, dataset_id: ObjectId) -> Iterator[bytes]:
         """Yield a dataset's payload for a training worker, part by part."""
-        return self._uploads.read(owner, dataset_id, _VERSION, Purpose.DATASET)
+        return self._artifacts.read(owner, dataset_id, _VERSION, Purpose.DATASET)
 
     def _require(self, caller: TenantCaller, action: Action, name: str) -> Decision:
         attributes = {"name": name.rpartition("~")[2]}
@@ -284,29 +290,18 @@ class DatasetService:
             raise ConflictError("the dataset was deleted meanwhile", code="deleted")
         return _dataset(row)
 
-    def _clear_abandoned(self, tx: TenantTransaction) -> None:
-        """Drop declarations whose uploads were given up or ran out, so that nobody fills the database with them."""
-        columns = (datasets.c.id, datasets.c.upload_id)
-        waiting = tx.all(tx.select(datasets, *columns).where(datasets.c.state == PENDING))
-        if not waiting:
-            return
-        still = {row["id"] for row in tx.all(tx.select(uploads, uploads.c.id).where(uploads.c.state == OPEN))}
-        for row in waiting:
-            if row["upload_id"] not in still:
-                self._forget(tx, ObjectId(row["id"]))
-
-    def _free_name(self, tx: TenantTransaction, name: str) -> None:
-        """Free the name of a declaration whose upload was given up or refused, or refuse a name that is taken."""
+    def _free_name(self, tx: TenantTransaction, name: str, *, by: TenantCaller) -> None:
+        """Free the name of a declaration whose upload is under way, or refuse a name that is taken."""
         row = tx.first(tx.select(datasets).where(datasets.c.name == name))
         if row is None:
             return
         if row["state"] == READY:
             raise ConflictError(f"there is a dataset `{name}` already; choose another name", code="name_taken")
-        self._forget(tx, ObjectId(row["id"]))
+        self._forget(tx, ObjectId(row["id"]), by=by)
 
-    def _forget(self, tx: TenantTransaction, dataset_id: ObjectId) -> None:
+    def _forget(self, tx: TenantTransaction, dataset_id: ObjectId, *, by: TenantCaller) -> None:
         tx.change(tx.delete(datasets).where(datasets.c.id == dataset_id))
-        self._uploads.forget(tx, tx.owner, dataset_id)
+        self._endings.forget(tx, dataset_id, by=by)
 
     def _pending(self, caller: TenantCaller, upload: Upload) -> Dataset:
         """Return the declaration that `upload` is for; for an upload of anything else there is none."""
@@ -320,11 +315,15 @@ class DatasetService:
 
     def _refuse(self, caller: TenantCaller, decision: Decision, upload: Upload, code: str) -> None:
         with self._database.tenant(caller.tenant, by=decision) as tx:
-            self._forget(tx, upload.object_id)
-            # The code alone: where a bad cell stands is for its owner's eyes, and the log outlives the rows.
-            event = _event(caller, decision.action, upload.object_id, Outcome.FAILED, code=code)
-            self._recorder.record(tx, event)
-        self._uploads.abort(caller, upload.id)
+            # The code alone: where a bad cell stands is for its owner's eyes.
+            self._endings.refuse(tx, upload, by=caller, code=code)
+        self._endings.delete_bytes_later(upload)
+
+
+def drop_pending(tx: TenantTransaction, sealer: Sealer, dataset_id: ObjectId) -> None:
+    """Delete a declaration whose rows never came, with its key."""
+    if tx.change(tx.delete(datasets).where(datasets.c.id == dataset_id, datasets.c.state == PENDING)):
+        sealer.destroy_key(tx, tx.owner, dataset_id)
 
 
 def _dataset(row: Row) -> Dataset:
@@ -340,17 +339,6 @@ def _dataset(row: Row) -> Dataset:
         state=row["state"],
         created_at=row["created_at"],
         spec=parse(declared),
-    )
-
-
-def _event(caller: TenantCaller, action: Action, dataset_id: ObjectId, outcome: Outcome, **facts: str | int) -> Event:
-    return Event(
-        tenant=caller.tenant,
-        action=action,
-        outcome=outcome,
-        actor=caller,
-        ref=ResourceRef(owner=caller.tenant, kind=Kind.DATASET, object_id=dataset_id),
-        facts=facts,
     )
 
 

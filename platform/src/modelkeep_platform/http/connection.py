@@ -2,15 +2,18 @@
 
 uvicorn's fast parser keeps whatever a client sends as a head, for as long as it sends: one connection could fill the
 memory with a header that never ends, or hold its place with a byte a minute. Here a head has 64 KiB and 15 s. And there
-are only so many connections, of all and of one address: what is more is closed before a byte of it is read.
+are only so many connections, of all and of one source: what is more is closed before a byte of it is read. The head of
+an answer and its body, which uvicorn writes one after the other, leave in one system call.
 """
 
 import asyncio
 from collections import Counter
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from modelkeep_platform.core.sources import subscriber
 
 HEAD_BYTES: Final = 64 * 1024
 HEAD_TIMEOUT_S: Final = 15.0
@@ -21,7 +24,7 @@ class Connections:
 
     Args:
         most: how many at once.
-        of_source: how many of one address; 0 for any number.
+        of_source: how many of one source, which is an address, of IPv6 a /64; 0 for any number.
         refused: told which limit was reached.
     """
 
@@ -35,7 +38,8 @@ class Connections:
         self.open = 0
 
     def enter(self, source: str) -> bool:
-        """Count a connection, and return whether it may stay."""
+        """Count a connection from the address `source`, and return whether it may stay."""
+        source = subscriber(source)
         if self.open >= self._most:
             self._refused("all")
             return False
@@ -48,10 +52,66 @@ class Connections:
 
     def leave(self, source: str) -> None:
         """Forget a connection that `enter` counted."""
+        source = subscriber(source)
         self.open -= 1
         self._sources[source] -= 1
         if not self._sources[source]:
             del self._sources[source]
+
+
+class JoinedWrites(asyncio.Transport):
+    """A transport that holds a write until the next one, or until the loop's turn is over, and sends both together.
+
+    Args:
+        transport: what sends.
+        loop: whose turns.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._transport = transport
+        self._loop = loop
+        self._held: Any = None
+
+    def write(self, data: Any) -> None:  # noqa: ANN401 -- anything with the buffer protocol
+        """Send `data`, at the latest when this turn of the loop is over."""
+        held, self._held = self._held, None
+        if held is not None:
+            self._transport.writelines((held, data))
+            return
+        self._held = data
+        self._loop.call_soon(self._flush)
+
+    def close(self) -> None:
+        """Send what is held, and close."""
+        self._flush()
+        self._transport.close()
+
+    def abort(self) -> None:
+        """Close at once; what was not sent is dropped."""
+        self._held = None
+        self._transport.abort()
+
+    def is_closing(self) -> bool:
+        """Return whether it closes or is closed."""
+        return self._transport.is_closing()
+
+    def pause_reading(self) -> None:
+        """Take nothing more in."""
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Take in what comes."""
+        self._transport.resume_reading()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:  # noqa: ANN401 -- of any type
+        """Return what is known of the connection."""
+        return self._transport.get_extra_info(name, default)
+
+    def _flush(self) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            self._transport.write(held)
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -65,7 +125,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first head."""
-        super().connection_made(transport)
+        super().connection_made(JoinedWrites(transport, self.loop))
         peer = transport.get_extra_info("peername")
         source = str(peer[0]) if peer else ""
         if not self.bounds.enter(source):

@@ -16,7 +16,7 @@ import anyio.to_thread
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from modelkeep_platform.core.errors import ModelkeepError, UnavailableError
-from modelkeep_platform.core.ids import RequestId, new_object_id
+from modelkeep_platform.core.ids import RequestId, RequestIds
 from modelkeep_platform.core.ports import Entropy
 from modelkeep_platform.http.answers import ALWAYS, code_of, error_response, protocol_error_response
 from modelkeep_platform.http.heads import over_limits
@@ -62,7 +62,7 @@ class Gateway:
         self._too_many_wait_s = too_many_wait_s
         self._management = management
         self._data_plane = data_plane
-        self._entropy = entropy
+        self._request_ids = RequestIds(entropy)
         self._notes = notes
         self._on_shutdown = on_shutdown
         self._watch = watch or Watch()
@@ -77,7 +77,7 @@ class Gateway:
             message: Message = {"type": "websocket.close", "code": 1003}
             await send(message)
             return
-        request_id = scope["request_id"] = RequestId(new_object_id(self._entropy, "req"))
+        request_id = scope["request_id"] = self._request_ids.new()
         path: str = scope["path"]
         inference = path == "/v2" or path.startswith("/v2/")
         target = self._data_plane if inference else self._management

@@ -15,8 +15,7 @@ from sqlalchemy.exc import IntegrityError as DuplicateError
 
 from modelkeep_platform.core.callers import Caller
 from modelkeep_platform.core.errors import CallerError, ConflictError, MalformedError, RateLimitedError
-from modelkeep_platform.core.limits import DEFAULT_QUOTA
-from modelkeep_platform.core.ports import Clock
+from modelkeep_platform.core.ports import Clock, LimitSource
 from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.tables.idempotency import idempotency
 from modelkeep_platform.storage.transactions import System, TenantTransaction
@@ -27,6 +26,11 @@ MAX_KEYS: Final = 10_000
 """How many keys of one principal are kept at once."""
 
 
+def kept_keys(tx: TenantTransaction) -> int:
+    """Return how many keys of the tenant are kept; those of more than a day count until its next call with one."""
+    return tx.count(idempotency)
+
+
 class IdempotencyStore:
     """Keeps answers for a day.
 
@@ -34,7 +38,7 @@ class IdempotencyStore:
         database: where rows are.
         clock: ages them.
         max_keys: how many of one principal are kept at once, so that keys cannot fill the database.
-        tenant_keys: how many of one tenant, so that many principals cannot either.
+        limits: says how many of one tenant, so that many principals cannot either.
     """
 
     def __init__(
@@ -42,10 +46,10 @@ class IdempotencyStore:
         *,
         database: Database,
         clock: Clock,
+        limits: LimitSource,
         max_keys: int = MAX_KEYS,
-        tenant_keys: int = DEFAULT_QUOTA.idempotency_keys,
     ) -> None:
-        self._tenant_keys = tenant_keys
+        self._limits = limits
         self._database = database
         self._max_keys = max_keys
         self._clock = clock
@@ -101,10 +105,9 @@ class IdempotencyStore:
         return None
 
     def _bound(self, tx: TenantTransaction, caller: Caller, now: int) -> None:
-        mine = idempotency.c.principal == caller.principal
-        for who, most, where in (("account", self._max_keys, mine), ("tenant", self._tenant_keys, sa.true())):
-            kept = tx.first(tx.select(idempotency, sa.func.count(idempotency.c.key_hash).label("n")).where(where))
-            if kept is None or kept["n"] <= most:
+        mine, most_of_all = idempotency.c.principal == caller.principal, self._limits.of(tx.owner).idempotency_keys
+        for who, most, where in (("account", self._max_keys, mine), ("tenant", most_of_all, sa.true())):
+            if tx.count(idempotency, where) <= most:
                 continue
             # When the oldest is forgotten; looked for only now, since it reads every row.
             oldest = tx.first(tx.select(idempotency, sa.func.min(idempotency.c.created_at).label("at")).where(where))

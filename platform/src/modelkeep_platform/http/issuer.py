@@ -21,6 +21,7 @@ from starlette.routing import BaseRoute, Route
 
 from modelkeep_platform.core.errors import CallerError, ModelkeepError, RateLimitedError
 from modelkeep_platform.core.ports import Entropy
+from modelkeep_platform.core.sources import subscriber
 from modelkeep_platform.http.bodies import read_body
 from modelkeep_platform.http.status import status_of
 from modelkeep_platform.http.watch import CODE
@@ -291,7 +292,7 @@ def _client(request: Request, form: dict[str, str]) -> tuple[str, str]:
 
 
 def _source(request: Request) -> str:
-    return request.client.host if request.client else "unknown"
+    return subscriber(request.client.host if request.client else "")
 
 
 def _origin(base_url: str) -> str:

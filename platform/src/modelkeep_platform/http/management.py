@@ -26,9 +26,9 @@ from modelkeep_platform.http.idempotency import IdempotencyStore
 from modelkeep_platform.http.refusals import CALLER, Notes, noted
 from modelkeep_platform.http.routing import MAX_QUERY_CHARS, Call, Endpoint, Public, parse_body
 from modelkeep_platform.http.watch import CODE, matched
+from modelkeep_platform.limits.rates import Standing
 from modelkeep_platform.limits.service import RequestLimitError, RequestLimits
 from modelkeep_platform.limits.service import headers as limit_headers
-from modelkeep_platform.limits.windows import Standing
 
 UNACKNOWLEDGED: Final = "x-modelkeep-unacknowledged"
 """Names the server processes that had not seen a change within a second."""

@@ -37,7 +37,7 @@ from modelkeep_platform.http.bodies import BODY_TIMEOUT_S, IDENTITY, content_enc
 from modelkeep_platform.http.management import CallerSource, bearer
 from modelkeep_platform.http.refusals import CALLER, Notes, noted
 from modelkeep_platform.http.v2_json import NAMES, check_outputs, encode_answer, parse_request
-from modelkeep_platform.http.watch import CODE, INFER, matched
+from modelkeep_platform.http.watch import ACTION, CODE, INFER, ROUTE, matched
 from modelkeep_platform.limits.service import RequestLimitError, RequestLimits
 from modelkeep_platform.limits.service import headers as limit_headers
 from modelkeep_platform.models.values import ServableVersion
@@ -151,14 +151,9 @@ class DataPlane:
     def _refusal(self, error: Exception, scope: Scope) -> Response:
         # Reasons of a refusal are part of the text: the protocol has one string, and no more.
         if not scope.get(_RECORDED, False):
-            infer = scope["path"].endswith("/infer")
-            error = noted(
-                error,
-                scope,
-                notes=self._notes,
-                action=Action.MODEL_PREDICT if infer else Action.MODEL_READ,
-                route=INFER if infer else "GET /v2/models/{name}",
-            )
+            # A caller is known only after the route was matched: what decides it is what the entry names.
+            action, route = scope.get(ACTION, Action.MODEL_PREDICT), scope.get(ROUTE, INFER)
+            error = noted(error, scope, notes=self._notes, action=action, route=route)
         scope[CODE] = code_of(error)
         return protocol_error_response(error, request_id=scope["request_id"], resource_metadata=self._metadata)
 
@@ -187,6 +182,7 @@ class DataPlane:
                 standing = self._limits.admit_now(caller) or await asyncio.to_thread(self._limits.admit, caller)
                 scope["standing"] = standing
                 with self._limits.slot(caller):
+                    await self._limits.turn(caller)
                     return await self._model(scope, receive, caller, (name, version, verb))
             case _:
                 raise NotFoundError("there is no such path; the reference lists them", code="no_such_path")
@@ -214,6 +210,7 @@ class DataPlane:
         check_outputs(request, names)
         try:
             outputs = await self._serving.infer(servable, request.inputs, timeout_s=request.timeout_s)
+            await self._limits.turn(caller)
             encode = partial(
                 encode_answer, model=name, version=servable.version, request=request, outputs=outputs, names=names
             )

@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.ids import TenantId
 from modelkeep_platform.http.refusals import CALLER
-from modelkeep_platform.telemetry.logs import fields
+from modelkeep_platform.telemetry.logs import say
 
 ROUTE: Final = "modelkeep.route"
 ACTION: Final = "modelkeep.action"
@@ -24,7 +24,7 @@ LIMITS: Final = frozenset(
     {
         *("rate_limited", "too_many_at_once", "too_many_keys", "too_many_jobs", "too_many_uploads", "slow_down"),
         *("too_many_members", "too_many_service_accounts", "too_many_policies", "storage_exhausted"),
-        *("disk_full", "overloaded", "audit_unavailable"),
+        *("disk_full", "overloaded", "audit_unavailable", "serving_off"),
     }
 )
 """Codes that mean that a limit was reached: the tenant's own, or the platform's."""
@@ -65,18 +65,17 @@ class Watch:
         """Say that a request is over, `seconds` after its head was there."""
         caller, status, code = scope.get(CALLER), scope.get(STATUS, 0), scope.get(CODE, "")
         route = scope.get(ROUTE) or _page(scope)
-        _log.info(
+        say(
+            _log,
             "request",
-            extra=fields(
-                request_id=scope["request_id"],
-                tenant="" if caller is None else caller.tenant,
-                principal="" if caller is None else caller.principal,
-                action=str(scope.get(ACTION, "")),
-                route=route,
-                status=status,
-                duration_ms=round(seconds * 1000, 2),
-                code=code,
-            ),
+            request_id=scope["request_id"],
+            tenant="" if caller is None else caller.tenant,
+            principal="" if caller is None else caller.principal,
+            action=str(scope.get(ACTION, "")),
+            route=route,
+            status=status,
+            duration_ms=round(seconds * 1000, 2),
+            code=code,
         )
         if self._counts is None:
             return

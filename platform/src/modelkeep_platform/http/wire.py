@@ -14,6 +14,7 @@ Item = TypeVar("Item")
 # What bodies may hold at most. Services check the rest (and say it better): these bounds keep from the database what no
 # service could mean, and stand in the OpenAPI document.
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=(1 << 53) - 1)]
+Change: TypeAlias = Count | msgspec.UnsetType | None
 Number: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=999_999_999)]
 Word: TypeAlias = Annotated[str, msgspec.Meta(max_length=256)]
 Digest: TypeAlias = Annotated[str, msgspec.Meta(max_length=128)]
@@ -68,6 +69,44 @@ class TenantCreated(Answer):
 
     tenant: Tenant
     enrolment: Link
+
+
+class Limit(Answer):
+    """One limit of a tenant: what holds, what the settings say for all, whether it was set for this one, its use.
+
+    `used` is null where no count is kept: requests, for which every answer says what is left.
+    """
+
+    value: int
+    default: int
+    own: bool
+    used: int | None
+
+
+class TenantDetails(Tenant):
+    """A tenant with its limits, by name."""
+
+    limits: dict[str, Limit]
+
+
+class LimitChanges(Body):
+    """Sets limits of one tenant: a number sets one, null takes it back, what is not named stays as it is."""
+
+    requests_per_minute: Change = msgspec.UNSET
+    principal_requests_per_minute: Change = msgspec.UNSET
+    burst_seconds: Change = msgspec.UNSET
+    concurrent_requests: Change = msgspec.UNSET
+    principal_concurrent_requests: Change = msgspec.UNSET
+    storage_mib: Change = msgspec.UNSET
+    open_uploads: Change = msgspec.UNSET
+    active_jobs: Change = msgspec.UNSET
+    running_jobs: Change = msgspec.UNSET
+    serving_workers: Change = msgspec.UNSET
+    members: Change = msgspec.UNSET
+    service_accounts: Change = msgspec.UNSET
+    policy_versions: Change = msgspec.UNSET
+    idempotency_keys: Change = msgspec.UNSET
+    refusals_per_minute: Change = msgspec.UNSET
 
 
 class NewTenant(Body):

@@ -8,7 +8,7 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import sqlalchemy as sa
@@ -21,13 +21,14 @@ from modelkeep_platform.identity.registry import ACTIVE, TenantRegistry
 from modelkeep_platform.identity.tokens import Claims, ExpiredTokenError, InvalidTokenError, peek, verify
 from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.tables.identity import denied_tokens, issuer_clients
-from modelkeep_platform.storage.transactions import System
+from modelkeep_platform.storage.transactions import PlatformTransaction
 
 AUDIENCE: Final = "modelkeep"
 OPERATOR_AUDIENCE: Final = "modelkeep-operator"
 SDK_CLIENT: Final = "modelkeep-sdk"
 _CACHED: Final = 10_000
-_SYSTEM: Final = System(reason="authenticate a caller")
+_DENIED: Final = sa.select(denied_tokens.c.token_id).where(denied_tokens.c.token_id == sa.bindparam("token_id"))
+_CLIENT: Final = sa.select(issuer_clients).where(issuer_clients.c.client_id == sa.bindparam("client_id"))
 
 
 class IssuerKeys(Protocol):
@@ -90,7 +91,7 @@ class Authenticator:
             return None
         if known.expires_at <= self._clock.now_s():
             raise ExpiredTokenError("the token has expired; log in again")
-        return replace(known.caller, request_id=request_id)
+        return known.caller.asking(request_id)
 
     def authenticate(self, token: str, request_id: RequestId) -> Caller:
         """Verify `token` and return its caller.
@@ -112,19 +113,19 @@ class Authenticator:
             now=self._clock.now_s(),
             organization=not operator,
         )
-        self._refuse_denied(claims)
-        caller = self._operator(claims, request_id) if operator else self._member(claims, request_id)
+        with self._database.platform(read_only=True) as tx:
+            if tx.first(_DENIED, token_id=claims.token_id) is not None:
+                raise InvalidTokenError("the token was revoked; log in again")
+            caller = self._operator(tx, claims, request_id) if operator else self._member(tx, claims, request_id)
         with self._lock:
             self._known[hashlib.sha256(token.encode()).digest()] = _Known(epoch, claims.expires_at, caller)
             while len(self._known) > _CACHED:
                 self._known.popitem(last=False)
         return caller
 
-    def _operator(self, claims: Claims, request_id: RequestId) -> OperatorCaller:
-        with self._database.platform(read_only=True) as tx:
-            row = tx.first(sa.select(issuer_clients).where(issuer_clients.c.client_id == claims.client_id))
-        with self._database.tenant(PLATFORM, by=_SYSTEM, read_only=True) as own:
-            membership = self._memberships.find(own, claims.subject)
+    def _operator(self, tx: PlatformTransaction, claims: Claims, request_id: RequestId) -> OperatorCaller:
+        row = tx.first(_CLIENT, client_id=claims.client_id)
+        membership = self._memberships.find(tx.as_tenant(PLATFORM), claims.subject)
         if row is None or row["tenant"] != PLATFORM or row["subject"] != claims.subject or membership is None:
             raise InvalidTokenError("the token is not of an operator's client")
         _refuse_outdated(claims, membership)
@@ -135,14 +136,13 @@ class Authenticator:
             request_id=request_id,
         )
 
-    def _member(self, claims: Claims, request_id: RequestId) -> TenantCaller:
-        tenant = self._registry.by_id(TenantId(claims.organization_id or ""))
+    def _member(self, tx: PlatformTransaction, claims: Claims, request_id: RequestId) -> TenantCaller:
+        tenant = self._registry.find(tx, TenantId(claims.organization_id or ""))
         if tenant is None or tenant.id == PLATFORM:
             raise InvalidTokenError("the token's organization is not a tenant here")
         if tenant.state != ACTIVE:
             raise InvalidTokenError("the tenant is suspended; ask the platform's operator")
-        with self._database.tenant(tenant.id, by=_SYSTEM, read_only=True) as tx:
-            membership = self._memberships.find(tx, claims.subject)
+        membership = self._memberships.find(tx.as_tenant(tenant.id), claims.subject)
         if membership is None or membership.state != ACTIVE:
             raise InvalidTokenError("the token's subject is not a member of the tenant")
         expected = SDK_CLIENT if membership.kind is PrincipalKind.USER else membership.client_id
@@ -158,11 +158,6 @@ class Authenticator:
             token_id=claims.token_id,
             request_id=request_id,
         )
-
-    def _refuse_denied(self, claims: Claims) -> None:
-        with self._database.platform(read_only=True) as tx:
-            if tx.first(sa.select(denied_tokens).where(denied_tokens.c.token_id == claims.token_id)) is not None:
-                raise InvalidTokenError("the token was revoked; log in again")
 
 
 def _refuse_outdated(claims: Claims, membership: Membership) -> None:

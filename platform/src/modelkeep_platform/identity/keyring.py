@@ -15,7 +15,7 @@ from joserfc.jwk import ECKey
 from modelkeep_platform.core.ports import Clock
 from modelkeep_platform.core.secrets import SecretBytes
 
-_KEYS: Final = "issuer-keys"
+ISSUER_KEYS: Final = "issuer-keys"
 
 
 class SecretStore(Protocol):
@@ -67,7 +67,7 @@ class Keyring:
             retired = [{"retired_at": now, **key} for key in self._verifying(now)]
             keys = [_new_key(), *retired]
             # Kept before it is used: a token is never signed with a key that a crash could lose.
-            self._secret_store.put(_KEYS, SecretBytes(json.dumps(keys).encode()))
+            self._secret_store.put(ISSUER_KEYS, SecretBytes(json.dumps(keys).encode()))
             self._keys = keys
 
     def _verifying(self, now: int) -> list[dict[str, Any]]:
@@ -78,7 +78,7 @@ class Keyring:
             epoch = self._epoch()
             if not self._keys or epoch != self._read_in:
                 self._read_in = epoch
-                stored = self._secret_store.get_or_create(_KEYS, lambda: json.dumps([_new_key()]).encode())
+                stored = self._secret_store.get_or_create(ISSUER_KEYS, lambda: json.dumps([_new_key()]).encode())
                 self._keys = json.loads(stored.reveal())
             return self._keys
 

@@ -7,8 +7,7 @@ from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.callers import PrincipalKind, Role, TenantCaller
 from modelkeep_platform.core.events import Event, Outcome
 from modelkeep_platform.core.ids import ObjectId, PrincipalId, check_name, new_object_id
-from modelkeep_platform.core.limits import DEFAULT_QUOTA, Quota
-from modelkeep_platform.core.ports import Authorizer, Clock, Entropy, EpochSource, Recorder
+from modelkeep_platform.core.ports import Authorizer, Clock, Entropy, EpochSource, LimitSource, Recorder
 from modelkeep_platform.core.refs import Kind, ResourceRef, collection, missing
 from modelkeep_platform.identity.links import Link, Links
 from modelkeep_platform.identity.memberships import Membership, Memberships, check_roles
@@ -50,7 +49,7 @@ class MemberService:
         epoch: moved by each change.
         clock: stamps members.
         entropy: names them.
-        quota: how many one tenant may have.
+        limits: says how many a tenant may have.
     """
 
     def __init__(
@@ -64,9 +63,9 @@ class MemberService:
         epoch: EpochSource,
         clock: Clock,
         entropy: Entropy,
-        quota: Quota = DEFAULT_QUOTA,
+        limits: LimitSource,
     ) -> None:
-        self._quota = quota
+        self._limits = limits
         self._database = database
         self._memberships = memberships
         self._links = links
@@ -105,7 +104,7 @@ class MemberService:
         )
         with self._database.platform() as tx:
             own = tx.as_tenant(decision.ref.owner)
-            self._memberships.refuse_more(own, PrincipalKind.USER, self._quota.members)
+            self._memberships.refuse_more(own, PrincipalKind.USER, self._limits.of(own.owner).members)
             self._memberships.add(own, membership)
             link = self._links.make_in(tx, caller.tenant, subject=membership.subject, username=membership.name)
             self._recorder.record(tx, _event(caller, Action.MEMBER_INVITE, membership))

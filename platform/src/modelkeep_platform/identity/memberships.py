@@ -3,14 +3,21 @@
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import sqlalchemy as sa
 
 from modelkeep_platform.core.callers import PrincipalKind, Role
 from modelkeep_platform.core.errors import ConflictError, UnprocessableError
 from modelkeep_platform.core.ids import PrincipalId
+from modelkeep_platform.storage.prepared import PreparedSelect
 from modelkeep_platform.storage.tables.identity import memberships
 from modelkeep_platform.storage.transactions import Row, TenantTransaction
+
+_FIND: Final = PreparedSelect(
+    memberships,
+    where=(memberships.c.issuer == sa.bindparam("issuer"), memberships.c.subject == sa.bindparam("subject")),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +46,7 @@ class Memberships:
 
     def find(self, tx: TenantTransaction, subject: str) -> Membership | None:
         """Return the membership of `subject`, or None."""
-        return _membership(tx.first(self._select(tx).where(memberships.c.subject == subject)))
+        return _membership(tx.first(_FIND, issuer=self._issuer, subject=subject))
 
     def by_name(self, tx: TenantTransaction, kind: PrincipalKind, name: str) -> Membership | None:
         """Return the membership with this name, or None."""
@@ -72,21 +79,23 @@ class Memberships:
             created_at=membership.created_at,
         )
 
+    def count(self, tx: TenantTransaction, kind: PrincipalKind) -> int:
+        """Return how many of a kind the tenant has."""
+        return tx.count(memberships, memberships.c.issuer == self._issuer, memberships.c.kind == kind)
+
     def refuse_more(self, tx: TenantTransaction, kind: PrincipalKind, most: int) -> None:
         """Raise when the tenant has as many of a kind as it may; in the transaction that would add one.
 
         Raises:
             ConflictError: it has.
         """
-        row = tx.first(
-            tx.select(memberships, sa.func.count().label("n")).where(
-                memberships.c.issuer == self._issuer, memberships.c.kind == kind
-            )
-        )
-        if row is not None and row["n"] >= most:
+        if self.count(tx, kind) >= most:
+            ask = "or ask the platform's operator for more"
             if kind is PrincipalKind.USER:
-                raise ConflictError(f"this tenant has {most} members; remove some", code="too_many_members")
-            raise ConflictError(f"this tenant has {most} accounts; delete some", code="too_many_service_accounts")
+                raise ConflictError(f"this tenant may have {most} members; remove some, {ask}", code="too_many_members")
+            raise ConflictError(
+                f"this tenant may have {most} accounts; delete some, {ask}", code="too_many_service_accounts"
+            )
 
     def set(self, tx: TenantTransaction, subject: str, **values: object) -> None:
         """Change columns of one membership; `roles` is a set of roles."""

@@ -13,6 +13,9 @@ from modelkeep_platform.storage.transactions import PlatformTransaction, Row
 ACTIVE: Final = "active"
 SUSPENDED: Final = "suspended"
 
+_BY_ID: Final = sa.select(tenants).where(tenants.c.id == sa.bindparam("id"))
+_BY_SLUG: Final = sa.select(tenants).where(tenants.c.slug == sa.bindparam("slug"))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tenant:
@@ -38,7 +41,11 @@ class TenantRegistry:
     def by_id(self, tenant: TenantId) -> Tenant | None:
         """Return the tenant, or None."""
         with self._database.platform(read_only=True) as tx:
-            return _tenant(tx.first(sa.select(tenants).where(tenants.c.id == tenant)))
+            return self.find(tx, tenant)
+
+    def find(self, tx: PlatformTransaction, tenant: TenantId) -> Tenant | None:
+        """Return the tenant, or None, within an open transaction."""
+        return _tenant(tx.first(_BY_ID, id=tenant))
 
     def is_active(self, tenant: TenantId) -> bool:
         """Return whether there is such a tenant and it is not suspended."""
@@ -48,7 +55,7 @@ class TenantRegistry:
     def by_slug(self, slug: str) -> Tenant | None:
         """Return the tenant, or None."""
         with self._database.platform(read_only=True) as tx:
-            return _tenant(tx.first(sa.select(tenants).where(tenants.c.slug == slug)))
+            return _tenant(tx.first(_BY_SLUG, slug=slug))
 
     def id_of(self, slug: str) -> TenantId | None:
         """Return the id of the active tenant with this slug, or None.

@@ -117,7 +117,7 @@ class GuessLimit:
         with self._database.platform(read_only=True) as tx:
             rows = tx.all(sa.select(guesses).where(guesses.c.what.in_(subjects)))
         for row in rows:
-            if row["count"] >= MAX_GUESSES and row["since"] + WINDOW_S > now:
+            if row["count"] >= MAX_GUESSES and row["since"] <= now < row["since"] + WINDOW_S:
                 raise _limited(row["since"] + WINDOW_S - now)
 
     def failed(self, *subjects: str) -> None:
@@ -157,7 +157,9 @@ class GuessLimit:
 
 
 def _forget(tx: PlatformTransaction, now: int) -> None:
-    tx.execute(sa.delete(guesses).where(guesses.c.since <= now - WINDOW_S))
+    # Windows of the future, too: the clock was set back while no server ran, and they would last until it caught up.
+    over = sa.or_(guesses.c.since <= now - WINDOW_S, guesses.c.since > now)
+    tx.execute(sa.delete(guesses).where(over))
 
 
 def _count(tx: PlatformTransaction, subject: str, now: int) -> tuple[int, int]:

@@ -8,8 +8,7 @@ from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.callers import PrincipalKind, Role, TenantCaller
 from modelkeep_platform.core.events import Event, Outcome
 from modelkeep_platform.core.ids import ObjectId, PrincipalId, check_name, new_object_id
-from modelkeep_platform.core.limits import DEFAULT_QUOTA, Quota
-from modelkeep_platform.core.ports import Authorizer, Clock, Entropy, EpochSource, Recorder
+from modelkeep_platform.core.ports import Authorizer, Clock, Entropy, EpochSource, LimitSource, Recorder
 from modelkeep_platform.core.refs import Kind, ResourceRef, collection, missing
 from modelkeep_platform.identity.memberships import Membership, Memberships, check_roles
 from modelkeep_platform.identity.registry import ACTIVE
@@ -49,7 +48,7 @@ class ServiceAccountService:
         epoch: moved by each change.
         clock: stamps accounts.
         entropy: names them.
-        quota: how many one tenant may have.
+        limits: says how many a tenant may have.
     """
 
     def __init__(
@@ -62,9 +61,9 @@ class ServiceAccountService:
         epoch: EpochSource,
         clock: Clock,
         entropy: Entropy,
-        quota: Quota = DEFAULT_QUOTA,
+        limits: LimitSource,
     ) -> None:
-        self._quota = quota
+        self._limits = limits
         self._database = database
         self._memberships = memberships
         self._authorizer = authorizer
@@ -105,7 +104,9 @@ class ServiceAccountService:
         )
         with self._database.platform() as tx:
             own = tx.as_tenant(decision.ref.owner)
-            self._memberships.refuse_more(own, PrincipalKind.SERVICE_ACCOUNT, self._quota.service_accounts)
+            self._memberships.refuse_more(
+                own, PrincipalKind.SERVICE_ACCOUNT, self._limits.of(own.owner).service_accounts
+            )
             self._memberships.add(own, membership)
             tx.execute(
                 sa.insert(issuer_clients).values(

@@ -16,12 +16,10 @@ import sqlalchemy as sa
 
 from modelkeep_platform.core.errors import ConflictError, MalformedError, RateLimitedError
 from modelkeep_platform.core.ids import TenantId, new_object_id
-from modelkeep_platform.core.limits import DEFAULT_QUOTA
-from modelkeep_platform.core.ports import Clock, Entropy
+from modelkeep_platform.core.ports import Clock, Entropy, LimitSource
 from modelkeep_platform.storage.tables.jobs import job_lines, jobs
 from modelkeep_platform.storage.transactions import PlatformTransaction, Row, TenantTransaction
 
-MAX_ACTIVE: Final = DEFAULT_QUOTA.active_jobs
 MAX_LINES: Final = 1000
 _MAX_LINE: Final = 400
 _RETRY_S: Final = 30
@@ -95,11 +93,11 @@ class JobQueue:
     Args:
         clock: times leases.
         entropy: names jobs.
-        max_active: how many of one tenant may be queued and running.
+        limits: says how many of a tenant may be queued and running, and how many running.
     """
 
-    def __init__(self, *, clock: Clock, entropy: Entropy, max_active: int = MAX_ACTIVE) -> None:
-        self._max_active = max_active
+    def __init__(self, *, clock: Clock, entropy: Entropy, limits: LimitSource) -> None:
+        self._limits = limits
         self._clock = clock
         self._entropy = entropy
 
@@ -134,10 +132,11 @@ class JobQueue:
         Raises:
             RateLimitedError: the tenant has as many jobs queued and running as it may; they end by themselves.
         """
-        active = tx.first(tx.select(jobs, sa.func.count().label("n")).where(jobs.c.state.in_(ACTIVE)))
-        if active is not None and active["n"] >= self._max_active:
+        most = self._limits.of(tx.owner).active_jobs
+        if self.active(tx) >= most:
             raise RateLimitedError(
-                f"this tenant has {self._max_active} jobs queued or running; wait for one to end",
+                f"this tenant may have {most} jobs queued or running; wait for one to end, or ask the platform's "
+                "operator for more",
                 retry_after_s=_RETRY_S,
                 code="too_many_jobs",
             )
@@ -162,7 +161,7 @@ class JobQueue:
         return found
 
     def claim(self, tx: PlatformTransaction, holder: str, *, lease_s: int) -> Lease | None:
-        """Take the oldest queued job of the tenant that has fewest running; None when there is none."""
+        """Take the oldest queued job of the tenant that has fewest running and may have more; None without one."""
         counted = tx.all(
             sa.select(jobs.c.tenant_id, sa.func.count().label("n"))
             .where(jobs.c.state == JobState.RUNNING)
@@ -175,6 +174,8 @@ class JobQueue:
             .order_by(jobs.c.created_at, jobs.c.id)
         )
         for row in sorted(queued, key=lambda one: running.get(one["tenant_id"], 0)):
+            if running.get(row["tenant_id"], 0) >= self._limits.of(TenantId(row["tenant_id"])).running_jobs:
+                continue
             now = self._clock.now_s()
             taken = tx.execute(
                 sa.update(jobs)
@@ -184,7 +185,7 @@ class JobQueue:
                     holder=holder,
                     fence=jobs.c.fence + 1,
                     lease_until=now + lease_s,
-                    started_at=now,
+                    started_at=sa.func.coalesce(jobs.c.started_at, now),
                 )
             )
             if taken.rowcount:
@@ -210,6 +211,18 @@ class JobQueue:
     def progress(self, tx: TenantTransaction, lease: Lease, *, step: int, epsilon_charged: float | None) -> None:
         """Report how far the job is; raises StaleLeaseError."""
         self._change(tx, lease, step=step, epsilon_charged=epsilon_charged)
+
+    def put_back(self, tx: TenantTransaction, lease: Lease, *, step: int, epsilon_charged: float | None) -> None:
+        """Let a job wait again, to go on after `step`; raises StaleLeaseError when the lease is lost."""
+        self._change(
+            tx,
+            lease,
+            state=JobState.QUEUED,
+            step=step,
+            epsilon_charged=epsilon_charged,
+            holder=None,
+            lease_until=None,
+        )
 
     def finish(
         self,
@@ -308,6 +321,14 @@ class JobQueue:
         """Note that what an ended job had stored is deleted."""
         where = (jobs.c.id == job_id, jobs.c.state.not_in(ACTIVE))
         tx.change(tx.update(jobs).where(*where).values(stored_bytes=0))
+
+    def active(self, tx: TenantTransaction) -> int:
+        """Return how many of the tenant's jobs are queued or running."""
+        return tx.count(jobs, jobs.c.state.in_(ACTIVE))
+
+    def running(self, tx: TenantTransaction) -> int:
+        """Return how many of the tenant's jobs are running."""
+        return tx.count(jobs, jobs.c.state == JobState.RUNNING)
 
     def find(self, tx: TenantTransaction, job_id: str) -> Job | None:
         """Return the tenant's job, or None."""

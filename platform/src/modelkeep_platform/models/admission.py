@@ -4,28 +4,25 @@ A version becomes visible in one step, after its graph and the header of its wei
 here, and whole weights are never held: they pass part by part.
 """
 
-import json
-
 from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.callers import TenantCaller
 from modelkeep_platform.core.decisions import Decision
 from modelkeep_platform.core.errors import UnprocessableError
-from modelkeep_platform.core.events import Outcome
-from modelkeep_platform.core.ids import ObjectId, check_name
-from modelkeep_platform.core.ports import Authorizer, Clock, Entropy, EpochSource, Recorder
+from modelkeep_platform.core.ids import check_name
+from modelkeep_platform.core.ports import Authorizer, Clock, Entropy, EpochSource
 from modelkeep_platform.core.refs import Kind, collection, missing
 from modelkeep_platform.core.sealing import Purpose
 from modelkeep_platform.models import safetensors_check
-from modelkeep_platform.models.events import model_event
 from modelkeep_platform.models.graph.format import parse
-from modelkeep_platform.models.rows import PENDING, allocate, drop_pending, make_ready, require_model
+from modelkeep_platform.models.rows import READY, add_pending, allocate, change_pending
 from modelkeep_platform.models.values import ModelVersion, NewVersion
 from modelkeep_platform.models.versions import Versions
 from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.tables.models import model_versions, models
-from modelkeep_platform.storage.tables.uploads import uploads
-from modelkeep_platform.storage.transactions import TenantTransaction
-from modelkeep_platform.uploads.service import OPEN, Upload, UploadService
+from modelkeep_platform.uploads.artifacts import Artifacts
+from modelkeep_platform.uploads.endings import UploadEndings
+from modelkeep_platform.uploads.rows import Upload
+from modelkeep_platform.uploads.service import UploadService
 
 
 class AdmissionService:
@@ -34,8 +31,9 @@ class AdmissionService:
     Args:
         database: where the registry is.
         authorizer: decides every call.
-        recorder: writes what was done.
         uploads: takes sealed bytes.
+        endings: ends uploads.
+        artifacts: gives sealed bytes.
         versions: seals graphs and describes what was admitted.
         clock: stamps versions.
         entropy: names models.
@@ -47,8 +45,9 @@ class AdmissionService:
         *,
         database: Database,
         authorizer: Authorizer,
-        recorder: Recorder,
         uploads: UploadService,
+        endings: UploadEndings,
+        artifacts: Artifacts,
         versions: Versions,
         clock: Clock,
         entropy: Entropy,
@@ -56,8 +55,9 @@ class AdmissionService:
     ) -> None:
         self._database = database
         self._authorizer = authorizer
-        self._recorder = recorder
         self._uploads = uploads
+        self._endings = endings
+        self._artifacts = artifacts
         self._versions = versions
         self._clock = clock
         self._entropy = entropy
@@ -93,7 +93,6 @@ class AdmissionService:
         check_name(name, what="model")
         graph = parse(graph_json)
         with self._database.tenant(caller.tenant, by=decision) as tx:
-            self._clear_abandoned(tx)
             new = allocate(tx, name, description, clock=self._clock, entropy=self._entropy)
             upload = self._uploads.begin(
                 tx,
@@ -106,24 +105,24 @@ class AdmissionService:
                 sha256=weights_sha256,
                 create_key=new.is_new_model,
             )
-            event = model_event(caller, decision.action, new.model_id, Outcome.INTENT, version=new.version)
-            self._recorder.record(tx, event)
+            add_pending(
+                tx,
+                new,
+                created_at=self._clock.now_s(),
+                created_by=caller.principal,
+                provenance={"source": "upload"},
+                upload_id=upload.id,
+            )
         sealed = self._versions.seal_graph(caller.tenant, new.model_id, new.version, graph)
         with self._database.tenant(caller.tenant, by=decision) as tx:
-            require_model(tx, new.model_id)
-            tx.insert(
-                model_versions,
-                model_id=new.model_id,
-                version=new.version,
-                state=PENDING,
+            change_pending(
+                tx,
+                new.model_id,
+                new.version,
                 graph_sealed=sealed,
                 graph_sha256=graph.sha256(),
                 weights_sha256=weights_sha256,
                 weights_bytes=weights_bytes,
-                upload_id=upload.id,
-                provenance=json.dumps({"source": "upload"}),
-                created_at=self._clock.now_s(),
-                created_by=caller.principal,
             )
         return NewVersion(model_id=new.model_id, version=new.version, upload=upload)
 
@@ -134,10 +133,10 @@ class AdmissionService:
 
         Raises:
             NotFoundError: the caller began no such upload.
-            ConflictError: parts are missing.
+            ConflictError: parts are missing, or the upload has ended.
             UnprocessableError: the weights are refused: a pickle, another graph's, another digest.
         """
-        upload = self._uploads.status(caller, upload_id)
+        upload = self._uploads.require_open(caller, upload_id)
         name = self._pending_name(caller, upload)
         decision = self._authorizer.require(
             caller, Action.MODEL_CREATE, collection(caller.tenant, Kind.MODEL), {"name": name}
@@ -145,30 +144,17 @@ class AdmissionService:
         try:
             self._uploads.check_complete(caller, upload_id)
             graph = self._versions.open_graph(caller.tenant, upload.object_id, upload.version)
-            chunks = self._uploads.read(upload.owner, upload.object_id, upload.version, Purpose.WEIGHTS)
+            chunks = self._artifacts.read(upload.owner, upload.object_id, upload.version, Purpose.WEIGHTS)
             safetensors_check.check_stream(next(chunks, b""), chunks, upload.size_bytes, graph.parameters())
         except UnprocessableError as exc:
             self._refuse(caller, decision, upload, exc.error_code)
             raise
         with self._database.tenant(caller.tenant, by=decision) as tx:
-            self._uploads.finish(tx, upload_id)
-            make_ready(tx, upload.object_id, upload.version)
-            event = model_event(caller, decision.action, upload.object_id, Outcome.DONE, version=upload.version)
-            self._recorder.record(tx, event)
+            self._endings.complete(tx, upload, by=caller)
+            change_pending(tx, upload.object_id, upload.version, state=READY)
             tx.bump_epoch()
         self._epoch.refresh()
         return self._versions.show(caller.tenant, upload.object_id, upload.version)
-
-    def _clear_abandoned(self, tx: TenantTransaction) -> None:
-        """Drop versions whose uploads were given up or ran out, so that nobody fills the registry with them."""
-        columns = (model_versions.c.model_id, model_versions.c.version, model_versions.c.upload_id)
-        waiting = tx.all(tx.select(model_versions, *columns).where(model_versions.c.state == PENDING))
-        if not waiting:
-            return
-        still = {row["id"] for row in tx.all(tx.select(uploads, uploads.c.id).where(uploads.c.state == OPEN))}
-        for row in waiting:
-            if row["upload_id"] not in still:
-                drop_pending(tx, self._uploads, ObjectId(row["model_id"]), row["version"])
 
     def _pending_name(self, caller: TenantCaller, upload: Upload) -> str:
         """Return the name of the model that `upload` is of; for an upload of anything else there is none."""
@@ -182,9 +168,6 @@ class AdmissionService:
         return str(model["name"])
 
     def _refuse(self, caller: TenantCaller, decision: Decision, upload: Upload, code: str) -> None:
-        model_id, version = upload.object_id, upload.version
         with self._database.tenant(caller.tenant, by=decision) as tx:
-            drop_pending(tx, self._uploads, model_id, version)
-            event = model_event(caller, decision.action, model_id, Outcome.FAILED, version=version, code=code)
-            self._recorder.record(tx, event)
-        self._uploads.abort(caller, upload.id)
+            self._endings.refuse(tx, upload, by=caller, code=code)
+        self._endings.delete_bytes_later(upload)

@@ -1,16 +1,21 @@
-"""Rows of the registry, read and changed within an open transaction. Only a version that is ready is visible."""
+"""Rows of the registry, read and changed within an open transaction. Only a version that is ready is visible.
 
+A version has a row from the transaction that takes its number until the one that deletes it: bytes of a number without
+a row are nobody's, and never will be anybody's (`uploads.orphans`).
+"""
+
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 
 from modelkeep_platform.core.errors import ConflictError
 from modelkeep_platform.core.ids import ObjectId, check_name, new_object_id
-from modelkeep_platform.core.ports import Clock, Entropy
+from modelkeep_platform.core.ports import Clock, Entropy, Sealer
 from modelkeep_platform.storage.tables.models import model_versions, models
 from modelkeep_platform.storage.transactions import Row, TenantTransaction
-from modelkeep_platform.uploads.service import UploadService
 
 PENDING: Final = "pending"
 READY: Final = "ready"
@@ -68,34 +73,61 @@ def newest(tx: TenantTransaction, model_id: str) -> int | None:
     return None if newest is None else newest["version"]
 
 
-def of_job(tx: TenantTransaction, job_id: str) -> int | None:
-    """Return the version that a job registered, or None."""
-    row = tx.first(tx.select(model_versions, model_versions.c.version).where(model_versions.c.job_id == job_id))
-    return None if row is None else int(row["version"])
+def add_pending(
+    tx: TenantTransaction,
+    new: Allocated,
+    *,
+    created_at: int,
+    created_by: str,
+    provenance: Mapping[str, Any],
+    upload_id: str | None = None,
+    job_id: str | None = None,
+) -> None:
+    """Add the row of a version that is under way, in the transaction that took its number.
+
+    Args:
+        tx: an open transaction of the owner.
+        new: the version.
+        created_at: seconds since the epoch.
+        created_by: who has it made.
+        provenance: where it comes from, without data.
+        upload_id: the upload that brings its weights; one of this and `job_id`.
+        job_id: the job that trains it.
+    """
+    tx.insert(
+        model_versions,
+        model_id=new.model_id,
+        version=new.version,
+        state=PENDING,
+        # Its key must be committed before anything is sealed under it.
+        graph_sealed=b"",
+        graph_sha256="",
+        weights_sha256="",
+        weights_bytes=0,
+        upload_id=upload_id,
+        job_id=job_id,
+        provenance=json.dumps(dict(provenance)),
+        created_at=created_at,
+        created_by=created_by,
+    )
 
 
-def require_model(tx: TenantTransaction, model_id: ObjectId) -> None:
-    """Refuse to go on with a model that was deleted.
+def change_pending(tx: TenantTransaction, model_id: ObjectId, version: int, **columns: str | bytes | int) -> None:
+    """Set columns of a version that is under way; with ``state=READY`` it becomes visible.
 
     Raises:
-        ConflictError: ``deleted``.
+        ConflictError: ``deleted``: its model was deleted meanwhile.
     """
-    if tx.first(tx.select(models, models.c.id).where(models.c.id == model_id)) is None:
+    where = (
+        model_versions.c.model_id == model_id,
+        model_versions.c.version == version,
+        model_versions.c.state == PENDING,
+    )
+    if not tx.change(tx.update(model_versions).where(*where).values(**columns)):
         raise ConflictError("the model was deleted meanwhile", code="deleted")
 
 
-def make_ready(tx: TenantTransaction, model_id: ObjectId, version: int) -> None:
-    """Make a version visible.
-
-    Raises:
-        ConflictError: ``deleted``.
-    """
-    where = (model_versions.c.model_id == model_id, model_versions.c.version == version)
-    if not tx.change(tx.update(model_versions).where(*where).values(state=READY)):
-        raise ConflictError("the version was deleted meanwhile", code="deleted")
-
-
-def drop_pending(tx: TenantTransaction, artifacts: UploadService, model_id: ObjectId, version: int) -> None:
+def drop_pending(tx: TenantTransaction, sealer: Sealer, model_id: ObjectId, version: int) -> None:
     """Delete a version that never became visible, and its model with its key if it had no other number."""
     of_model = model_versions.c.model_id == model_id
     tx.change(
@@ -106,7 +138,7 @@ def drop_pending(tx: TenantTransaction, artifacts: UploadService, model_id: Obje
     if tx.first(tx.select(model_versions, model_versions.c.version).where(of_model)) is not None:
         return
     if tx.change(tx.delete(models).where(models.c.id == model_id, models.c.next_version == FIRST + 1)):
-        artifacts.forget(tx, tx.owner, model_id)
+        sealer.destroy_key(tx, tx.owner, model_id)
 
 
 def ready(tx: TenantTransaction, model_id: ObjectId, version: int) -> Row | None:

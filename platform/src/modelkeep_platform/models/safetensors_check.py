@@ -4,13 +4,16 @@ Every tensor the graph wants is there with its dtype and shape, no other is, and
 or overlap (`core.safetensors`). Pickles and archives are refused by their first bytes, whatever they are called.
 """
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Final
 
 from modelkeep_platform.core import safetensors
 from modelkeep_platform.core.errors import UnprocessableError
 from modelkeep_platform.core.limits import MAX_GRAPH_BYTES
 from modelkeep_platform.core.safetensors import PREFIX_BYTES, SafetensorsError, TensorRange
+from modelkeep_platform.models.graph.description import DTYPES
 
 _DTYPES: Final = {"F32": "float32", "F64": "float64", "I64": "int64", "I32": "int32", "U8": "uint8"}
 _MAGIC: Final = (
@@ -141,4 +144,39 @@ def check_stream(
     return head
 
 
-__all__ = ["PREFIX_BYTES", "WeightsError", "check", "check_stream", "header_bytes", "read_header", "refuse_foreign"]
+def admitted(chunks: Iterable[bytes], expected: Mapping[str, tuple[str, tuple[int, ...]]]) -> Iterator[bytes]:
+    """Yield what a worker sends, after checking that it holds exactly the tensors expected.
+
+    Args:
+        chunks: a safetensors file of unknown length.
+        expected: name to dtype and shape: a graph's parameters, or more.
+
+    Raises:
+        UnprocessableError: it does not; what was yielded before must not become visible.
+    """
+    source = iter(chunks)
+    head = next(source, b"")
+    # Its length is what its header and what is expected say, whatever is sent.
+    data_bytes = sum(math.prod(shape) * DTYPES[dtype] for dtype, shape in expected.values())
+    total = PREFIX_BYTES + int.from_bytes(head[:PREFIX_BYTES], "little") + data_bytes
+    head = check_stream(head, source, total, expected)
+    count = 0
+    for chunk in chain([head], source):
+        count += len(chunk)
+        if count > total:
+            break  # nothing past the end is written: a worker could fill the disk
+        yield chunk
+    if count != total:
+        raise WeightsError("the weights are shorter or longer than their header says")
+
+
+__all__ = [
+    "PREFIX_BYTES",
+    "WeightsError",
+    "admitted",
+    "check",
+    "check_stream",
+    "header_bytes",
+    "read_header",
+    "refuse_foreign",
+]

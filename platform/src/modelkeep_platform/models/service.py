@@ -10,21 +10,15 @@ from typing import Final
 
 from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.callers import TenantCaller
-from modelkeep_platform.core.decisions import Decision
+from modelkeep_platform.core.decisions import Attributes, Decision
 from modelkeep_platform.core.errors import ConflictError, MalformedError, UnprocessableError
 from modelkeep_platform.core.events import Outcome
 from modelkeep_platform.core.ids import ObjectId, TenantId, check_name
-from modelkeep_platform.core.ports import Authorizer, EpochSource, Recorder
+from modelkeep_platform.core.ports import Authorizer, EpochSource, LimitSource, Recorder
 from modelkeep_platform.core.refs import Kind, ResourceRef, collection, missing
 from modelkeep_platform.core.sealing import Purpose
 from modelkeep_platform.models.events import model_event
-from modelkeep_platform.models.rows import (
-    MAX_VERSION,
-    READY,
-    newest,
-    ready,
-    version_number,
-)
+from modelkeep_platform.models.rows import MAX_VERSION, READY, newest, ready, version_number
 from modelkeep_platform.models.values import Model, ModelVersion, ServableVersion
 from modelkeep_platform.models.versions import Versions
 from modelkeep_platform.storage.database import Database
@@ -32,7 +26,8 @@ from modelkeep_platform.storage.names import TenantDirectory, resolve
 from modelkeep_platform.storage.pages import Page, PageRequest, page_of
 from modelkeep_platform.storage.tables.models import model_aliases, model_versions, models
 from modelkeep_platform.storage.transactions import Row, System, TenantTransaction
-from modelkeep_platform.uploads.service import UploadService
+from modelkeep_platform.uploads.artifacts import Artifacts
+from modelkeep_platform.uploads.endings import UploadEndings
 
 PRODUCTION: Final = "production"
 
@@ -44,10 +39,12 @@ class ModelService:
         database: where the registry is.
         authorizer: decides every call.
         recorder: writes what was done.
-        uploads: gives and deletes sealed bytes.
+        artifacts: gives and deletes sealed bytes.
+        endings: ends the uploads of models that are deleted.
         versions: opens graphs and describes versions.
         tenants: knows slugs.
         epoch: moved when versions or aliases change.
+        limits: says whether a worker may predict with a tenant's models.
     """
 
     def __init__(
@@ -56,15 +53,19 @@ class ModelService:
         database: Database,
         authorizer: Authorizer,
         recorder: Recorder,
-        uploads: UploadService,
+        artifacts: Artifacts,
+        endings: UploadEndings,
         versions: Versions,
         tenants: TenantDirectory,
         epoch: EpochSource,
+        limits: LimitSource,
     ) -> None:
+        self._limits = limits
         self._database = database
         self._authorizer = authorizer
         self._recorder = recorder
-        self._uploads = uploads
+        self._artifacts = artifacts
+        self._endings = endings
         self._versions = versions
         self._tenants = tenants
         self._epoch = epoch
@@ -135,6 +136,7 @@ class ModelService:
         Raises:
             NotFoundError: no such model or version for this caller.
             ForbiddenError: visible, but denied.
+            ConflictError: it is to predict, and the operator lets no worker do so with its owner's models.
         """
         ref = self._named(caller, name)
         row, alias = (None, "") if ref.is_missing else self._pick(ref, version)
@@ -146,6 +148,11 @@ class ModelService:
         decision = self._authorizer.require(caller, action, ref, attributes)
         if row is None:
             raise RuntimeError("a missing object was allowed")
+        if action is Action.MODEL_PREDICT and not self._limits.of(ref.owner).serving_workers:
+            raise ConflictError(
+                "no worker may predict with this tenant's models; ask the platform's operator for one",
+                code="serving_off",
+            )
         return ServableVersion(
             ref=ref,
             name=own_name,
@@ -156,9 +163,31 @@ class ModelService:
             decision=decision,
         )
 
+    def attributes_now(self, model: ResourceRef, version: int, *, alias: str) -> Attributes | None:
+        """Return what policies see of a version that was resolved before; None when it is gone.
+
+        Args:
+            model: the model.
+            version: the version's number.
+            alias: by which it was asked for then. One that points elsewhere by now is none: by it the caller would get
+                another version.
+        """
+        with self._database.tenant(model.owner, by=System(reason="resolve a version"), read_only=True) as tx:
+            row = tx.first(tx.select(models).where(models.c.id == model.object_id))
+            if row is None or ready(tx, model.object_id, version) is None:
+                return None
+            points = tx.first(
+                tx.select(model_aliases).where(
+                    model_aliases.c.model_id == model.object_id,
+                    model_aliases.c.alias == alias,
+                    model_aliases.c.version == version,
+                )
+            )
+        return {"name": str(row["name"]), "alias": "" if points is None else alias, "version": version}
+
     def open_weights(self, owner: TenantId, model_id: ObjectId, version: int) -> Iterator[bytes]:
         """Yield a version's weights for a worker, part by part."""
-        return self._uploads.read(owner, model_id, version, Purpose.WEIGHTS)
+        return self._artifacts.read(owner, model_id, version, Purpose.WEIGHTS)
 
     def set_alias(self, caller: TenantCaller, name: str, alias: str, version: int) -> Model:
         """Point an alias at a version; it holds for the next call.
@@ -208,11 +237,11 @@ class ModelService:
             for table in (model_aliases, model_versions):
                 tx.change(tx.delete(table).where(table.c.model_id == model_id))
             tx.change(tx.delete(models).where(models.c.id == model_id))
-            self._uploads.forget(tx, owner, model_id)
+            self._endings.forget(tx, model_id, by=caller)
             self._recorder.record(tx, model_event(caller, decision.action, model_id, Outcome.DONE))
             tx.bump_epoch()
         self._epoch.refresh()
-        self._uploads.delete(owner, model_id)
+        self._artifacts.delete(owner, model_id)
 
     def delete_version(self, caller: TenantCaller, name: str, version: str) -> None:
         """Delete one version; aliases to it go with it, its number is never used again.
@@ -229,7 +258,7 @@ class ModelService:
             )
             tx.bump_epoch()
         self._epoch.refresh()
-        self._uploads.delete(owner, model_id, found.version)
+        self._artifacts.delete(owner, model_id, found.version)
 
     def _require(self, caller: TenantCaller, action: Action, name: str, **attributes: str | int) -> Decision:
         facts = {"name": name.rpartition("~")[2], **attributes}

@@ -8,7 +8,7 @@ from modelkeep_platform.core.decisions import Decision
 from modelkeep_platform.core.ids import ObjectId
 from modelkeep_platform.core.refs import ResourceRef
 from modelkeep_platform.models.graph.format import Graph, Tensor
-from modelkeep_platform.uploads.service import Upload
+from modelkeep_platform.uploads.rows import Upload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

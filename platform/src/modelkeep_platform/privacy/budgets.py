@@ -15,6 +15,14 @@ class ReservationState(StrEnum):
     RELEASED = "released"
 
 
+class Freeze(StrEnum):
+    """Why nothing may be reserved of a budget: not at all, `restored` until compared, `exhausted` for good."""
+
+    NONE = ""
+    RESTORED = "restored"
+    EXHAUSTED = "exhausted"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reservation:
     """A job's claim on the budget, and how much of it was charged.
@@ -28,6 +36,7 @@ class Reservation:
         charged_steps: steps charged so far; they never come back.
         state: see `ReservationState`.
         fence: the highest fencing number seen; lower ones are refused.
+        epoch: the number of the ledger epoch it was reserved in; in a later one it never moves again.
     """
 
     id: ObjectId
@@ -38,6 +47,7 @@ class Reservation:
     charged_steps: int
     state: ReservationState
     fence: int
+    epoch: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -124,14 +124,19 @@ class OrderGrid:
     @classmethod
     def from_json(cls, text: str) -> "OrderGrid":
         """Read what `to_json` wrote."""
-        found: dict[str, Any] = json.loads(text)
-        return cls(
-            orders_tenths=tuple(found["orders_tenths"]),
-            weights=tuple(found["weights"]),
-            overheads=tuple(found["overheads"]),
-            epsilon_micro=int(found["epsilon_micro"]),
-            delta=float.fromhex(found["delta"]),
-        )
+        return _read(text)
+
+
+@lru_cache(maxsize=256)
+def _read(text: str) -> OrderGrid:
+    found: dict[str, Any] = json.loads(text)
+    return OrderGrid(
+        orders_tenths=tuple(found["orders_tenths"]),
+        weights=tuple(found["weights"]),
+        overheads=tuple(found["overheads"]),
+        epsilon_micro=int(found["epsilon_micro"]),
+        delta=float.fromhex(found["delta"]),
+    )
 
 
 def fit_grid(*, epsilon: float, delta: float) -> OrderGrid:

@@ -7,16 +7,19 @@ What it guarantees
 - What was charged never returns, whatever crashes. A release returns only what was not charged.
 - Every move is a conditional UPDATE (`version`), not a property of one database's lock.
 - A worker with a lower fencing number than the highest seen is refused (code ``stale_lease``).
+- What was reserved in an earlier ledger epoch (before a restore, `privacy.epochs`) never moves again: it is charged,
+  committed and released by nobody (code ``stale_ledger_epoch``), and stays reserved.
 
 Every method runs in the caller's open transaction of the dataset's owner: the effect and its audit entry commit
 together. The ledger decides no access and writes no audit entry itself.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
-from modelkeep_platform.core.errors import BudgetError, ConflictError, UnavailableError, UnprocessableError
+from modelkeep_platform.core.errors import ConflictError, UnprocessableError
 from modelkeep_platform.core.ids import ObjectId, new_object_id
 from modelkeep_platform.core.ports import Clock, Entropy
 from modelkeep_platform.privacy.budgets import BudgetView, PlannedJob, Reservation, ReservationState
@@ -29,6 +32,14 @@ from modelkeep_platform.privacy.plan import (
     calibrate,
     largest_that_fits,
 )
+from modelkeep_platform.privacy.refusals import (
+    busy,
+    exceeded,
+    no_budget,
+    refuse_earlier_epoch,
+    refuse_frozen,
+    refuse_lower_fence,
+)
 from modelkeep_platform.privacy.rows import (
     charge_view,
     dump_plan,
@@ -39,6 +50,16 @@ from modelkeep_platform.privacy.rows import (
     shown,
     times,
 )
+from modelkeep_platform.privacy.statements import (
+    BUDGET,
+    LAST_SEGMENT,
+    MOVE_BUDGET,
+    MOVE_RESERVATION,
+    RESERVATION,
+    RESERVATIONS_OF_DATASET,
+    RESERVATIONS_OF_JOB,
+    SEGMENT,
+)
 from modelkeep_platform.storage.tables.privacy import privacy_budgets, privacy_charges, privacy_reservations
 from modelkeep_platform.storage.transactions import Row, TenantTransaction
 
@@ -47,8 +68,13 @@ _ATTEMPTS: Final = 32
 _Move = Callable[[Vector, Vector], tuple[Vector, Vector]]
 
 
-FROZEN_RESTORED: Final = "restored"
-FROZEN_EXHAUSTED: Final = "exhausted"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Held:
+    """A reservation and its budget, as read in one transaction and found to be of one ledger epoch."""
+
+    reservation: Reservation
+    row: Row
+    budget: Row
 
 
 class BudgetLedger:
@@ -89,6 +115,7 @@ class BudgetLedger:
             reserved=zero,
             version=1,
             created_at=self._clock.now_s(),
+            epoch=tx.ledger_epoch(),
         )
         return self.view(tx, dataset_id)
 
@@ -101,11 +128,7 @@ class BudgetLedger:
         grid, charged, reserved = self._state(tx, dataset_id)
         spent = grid.epsilon_units(charged)
         together = grid.epsilon_units(plus(charged, reserved))
-        rows = tx.all(
-            tx.select(privacy_reservations)
-            .where(privacy_reservations.c.dataset_id == dataset_id)
-            .order_by(privacy_reservations.c.created_at, privacy_reservations.c.reservation_id)
-        )
+        rows = tx.all(RESERVATIONS_OF_DATASET, dataset_id=dataset_id)
         return BudgetView(
             dataset_id=dataset_id,
             epsilon=grid.epsilon_micro / MICRO,
@@ -183,7 +206,8 @@ class BudgetLedger:
         Raises:
             BudgetError: it does not fit; nothing was spent. ``details`` has ``requested``, ``largest_epsilon``,
                 ``epsilon_limit`` and ``epsilon_spent``.
-            ConflictError: code ``stale_lease``: a higher fence was seen for this job.
+            ConflictError: code ``stale_lease``: a higher fence was seen for this job; ``stale_ledger_epoch``: the job
+                is from before a restore.
             UnprocessableError: code ``no_budget``, or ``plan_mismatch`` when the plan costs more than it claims.
         """
         budget = self._budget_row(tx, dataset_id)
@@ -194,7 +218,8 @@ class BudgetLedger:
         row = self._newest(tx, job_id)
         if row is not None:
             earlier = reservation_of_row(row)
-            _check_fence(earlier, fence)
+            refuse_earlier_epoch(earlier.epoch, budget)
+            refuse_lower_fence(earlier, fence)
             if earlier.fence == fence and earlier.state is ReservationState.OPEN and earlier.plan == mechanism:
                 return earlier
             if earlier.state is ReservationState.OPEN:
@@ -217,6 +242,7 @@ class BudgetLedger:
             version=1,
             created_at=now,
             updated_at=now,
+            epoch=budget["epoch"],
         )
         return Reservation(
             id=reservation_id,
@@ -227,13 +253,14 @@ class BudgetLedger:
             charged_steps=0,
             state=ReservationState.OPEN,
             fence=fence,
+            epoch=budget["epoch"],
         )
 
     def take_over(self, tx: TenantTransaction, reservation_id: ObjectId, fence: int) -> Reservation:
         """Raise the reservation's fence, so that every earlier worker is locked out from here on.
 
         Raises:
-            ConflictError: code ``stale_lease`` or ``reservation_closed``.
+            ConflictError: code ``stale_lease``, ``stale_ledger_epoch`` or ``reservation_closed``.
         """
         return self._change(tx, reservation_id, fence, charged=0, state=ReservationState.OPEN)
 
@@ -251,30 +278,28 @@ class BudgetLedger:
                 it, each call is a new segment. A restarted worker has another fence and is charged again.
 
         Raises:
-            ConflictError: code ``stale_lease``, ``reservation_closed``, ``reservation_exhausted`` (more steps
-                than reserved) or ``segment_mismatch`` (the same segment with another number of steps).
+            ConflictError: code ``stale_lease``, ``stale_ledger_epoch``, ``reservation_closed``,
+                ``reservation_exhausted`` (more steps than reserved) or ``segment_mismatch`` (the same segment with
+                another number of steps).
         """
         check_steps(steps)
-        row = self._reservation_row(tx, reservation_id)
-        found = reservation_of_row(row)
-        _check_fence(found, fence)
-        charged = {row["segment"]: row["steps"] for row in self._segments(tx, reservation_id, fence)}
-        number = len(charged) if segment is None else segment
-        while segment is None and number in charged:
-            number += 1
-        if number in charged:
-            if charged[number] != steps:
-                message = f"segment {number} was charged with {charged[number]} steps, not {steps}"
+        held = self._held(tx, reservation_id, fence)
+        if segment is None:
+            segment = self._next_segment(tx, reservation_id, fence)
+        elif (charged := self._charged_in(tx, reservation_id, fence, segment)) is not None:
+            if charged != steps:
+                message = f"segment {segment} was charged with {charged} steps, not {steps}"
                 raise ConflictError(message, code="segment_mismatch")
-            return found
-        changed = self._change(tx, reservation_id, fence, charged=steps, state=ReservationState.OPEN, read=row)
+            return held.reservation
+        changed = self._change(tx, reservation_id, fence, charged=steps, state=ReservationState.OPEN, read=held)
         tx.insert(
             privacy_charges,
             reservation_id=reservation_id,
             fence=fence,
-            segment=number,
+            segment=segment,
             steps=steps,
             charged_at=self._clock.now_s(),
+            epoch=changed.epoch,
         )
         return changed
 
@@ -290,13 +315,13 @@ class BudgetLedger:
             ran: what sampler and noise report; compared with the plan and the charged steps.
 
         Raises:
-            ConflictError: code ``stale_lease`` or ``reservation_closed``.
+            ConflictError: code ``stale_lease``, ``stale_ledger_epoch`` or ``reservation_closed``.
             IntegrityError: code ``ran_more_than_charged``; nothing changes and the result must be held.
         """
+        held = self._held(tx, reservation_id, fence)
         if ran is not None:
-            found = self.get(tx, reservation_id)
-            assert_ran_within(found.plan, ran, charged_steps=found.charged_steps)
-        return self._change(tx, reservation_id, fence, charged=0, state=ReservationState.COMMITTED)
+            assert_ran_within(held.reservation.plan, ran, charged_steps=held.reservation.charged_steps)
+        return self._change(tx, reservation_id, fence, charged=0, state=ReservationState.COMMITTED, read=held)
 
     def release(self, tx: TenantTransaction, reservation_id: ObjectId, fence: int) -> Reservation:
         """Close a run that failed, was cancelled or was fenced off; only what was not charged returns.
@@ -305,7 +330,7 @@ class BudgetLedger:
         can charge no more.
 
         Raises:
-            ConflictError: code ``stale_lease`` or ``reservation_closed``.
+            ConflictError: code ``stale_lease``, ``stale_ledger_epoch`` or ``reservation_closed``.
         """
         return self._change(tx, reservation_id, fence, charged=0, state=ReservationState.RELEASED)
 
@@ -324,24 +349,20 @@ class BudgetLedger:
         return grid.epsilon(times(reservation.plan.step_cost(grid), reservation.charged_steps))
 
     def _newest(self, tx: TenantTransaction, job_id: ObjectId) -> Row | None:
-        return tx.first(
-            tx.select(privacy_reservations)
-            .where(privacy_reservations.c.job_id == job_id)
-            .order_by(privacy_reservations.c.attempt.desc())
-        )
+        return tx.first(RESERVATIONS_OF_JOB, job_id=job_id)
 
     def _admit(self, tx: TenantTransaction, budget: Row, grid: OrderGrid, mechanism: MechanismPlan) -> ObjectId:
-        _refuse_frozen(budget)
+        refuse_frozen(budget)
         cost = mechanism.cost(grid)
 
         def add(charged: Vector, reserved: Vector) -> tuple[Vector, Vector]:
             # INVARIANT: charged and reserved together hold at some order.
             spent = plus(charged, reserved)
             if not grid.fits(plus(spent, cost)):
-                raise _exceeded(grid, spent, mechanism)
+                raise exceeded(grid, spent, mechanism)
             return charged, plus(reserved, cost)
 
-        self._move(tx, budget["dataset_id"], add, read=budget)
+        self._move(tx, budget, add)
         return new_object_id(self._entropy, "res")
 
     def _change(
@@ -352,14 +373,13 @@ class BudgetLedger:
         *,
         charged: int,
         state: ReservationState,
-        read: Row | None = None,
+        read: _Held | None = None,
     ) -> Reservation:
-        # One conditional UPDATE of the reservation, then one of the budget, in one transaction. A row that was read
-        # just now serves the first attempt: were it out of date, the UPDATE would change nothing.
+        # One conditional UPDATE of the reservation, then one of the budget, in one transaction. Rows that were read
+        # just now serve the first attempt: were they out of date, the UPDATE would change nothing.
         for _ in range(_ATTEMPTS):
-            row, read = read or self._reservation_row(tx, reservation_id), None
-            found = reservation_of_row(row)
-            _check_fence(found, fence)
+            held, read = read or self._held(tx, reservation_id, fence), None
+            found = held.reservation
             if found.state is not ReservationState.OPEN:
                 message = "the job's reservation is closed"
                 raise ConflictError(message, code="reservation_closed")
@@ -368,26 +388,25 @@ class BudgetLedger:
                 raise ConflictError(message, code="reservation_exhausted")
             after = dataclasses.replace(found, charged_steps=found.charged_steps + charged, state=state, fence=fence)
             changed = tx.change(
-                tx.update(privacy_reservations)
-                .where(privacy_reservations.c.reservation_id == reservation_id)
-                .where(privacy_reservations.c.version == row["version"])
-                .values(
-                    charged_steps=after.charged_steps,
-                    state=state,
-                    fence=fence,
-                    version=row["version"] + 1,
-                    updated_at=self._clock.now_s(),
-                )
+                MOVE_RESERVATION,
+                of_reservation=reservation_id,
+                read_version=held.row["version"],
+                charged_steps=after.charged_steps,
+                state=state,
+                fence=fence,
+                version=held.row["version"] + 1,
+                updated_at=self._clock.now_s(),
             )
             if changed == 1:
-                self._settle(tx, after, load_vector(row["step_cost"]), charged)
+                self._settle(tx, after, held, charged)
                 return after
-        raise _busy()
+        raise busy()
 
-    def _settle(self, tx: TenantTransaction, after: Reservation, step_cost: Vector, charged: int) -> None:
+    def _settle(self, tx: TenantTransaction, after: Reservation, held: _Held, charged: int) -> None:
         returned = 0 if after.state is ReservationState.OPEN else after.steps - after.charged_steps
         if charged == returned == 0:
             return
+        step_cost = load_vector(held.row["step_cost"])
 
         def settle(spent: Vector, reserved: Vector) -> tuple[Vector, Vector]:
             return (
@@ -395,21 +414,34 @@ class BudgetLedger:
                 plus(reserved, times(step_cost, -charged - returned)),
             )
 
-        self._move(tx, after.dataset_id, settle)
+        self._move(tx, held.budget, settle)
 
-    def _move(self, tx: TenantTransaction, dataset_id: ObjectId, move: _Move, *, read: Row | None = None) -> None:
+    def _move(self, tx: TenantTransaction, read: Row, move: _Move) -> None:
+        # The budget as it was read before serves the first attempt; each that is read anew must be of the same epoch.
+        row = read
         for _ in range(_ATTEMPTS):
-            row, read = read or self._budget_row(tx, dataset_id), None
             charged, reserved = move(load_vector(row["charged"]), load_vector(row["reserved"]))
             changed = tx.change(
-                tx.update(privacy_budgets)
-                .where(privacy_budgets.c.dataset_id == dataset_id)
-                .where(privacy_budgets.c.version == row["version"])
-                .values(charged=dump_vector(charged), reserved=dump_vector(reserved), version=row["version"] + 1)
+                MOVE_BUDGET,
+                of_dataset=row["dataset_id"],
+                read_version=row["version"],
+                charged=dump_vector(charged),
+                reserved=dump_vector(reserved),
+                version=row["version"] + 1,
             )
             if changed == 1:
                 return
-        raise _busy()
+            row = self._budget_row(tx, row["dataset_id"])
+            refuse_earlier_epoch(read["epoch"], row)
+        raise busy()
+
+    def _held(self, tx: TenantTransaction, reservation_id: ObjectId, fence: int) -> _Held:
+        row = self._reservation_row(tx, reservation_id)
+        found = reservation_of_row(row)
+        budget = self._budget_row(tx, found.dataset_id)
+        refuse_earlier_epoch(found.epoch, budget)
+        refuse_lower_fence(found, fence)
+        return _Held(reservation=found, row=row, budget=budget)
 
     def _state(self, tx: TenantTransaction, dataset_id: ObjectId) -> tuple[OrderGrid, Vector, Vector]:
         row = self._budget_row(tx, dataset_id)
@@ -418,61 +450,23 @@ class BudgetLedger:
     def _budget_row(self, tx: TenantTransaction, dataset_id: ObjectId) -> Row:
         row = self._row(tx, dataset_id)
         if row is None:
-            raise _no_budget()
+            raise no_budget()
         return row
 
     def _row(self, tx: TenantTransaction, dataset_id: ObjectId) -> Row | None:
-        return tx.first(tx.select(privacy_budgets).where(privacy_budgets.c.dataset_id == dataset_id))
+        return tx.first(BUDGET, dataset_id=dataset_id)
 
     def _reservation_row(self, tx: TenantTransaction, reservation_id: ObjectId) -> Row:
-        row = tx.first(tx.select(privacy_reservations).where(privacy_reservations.c.reservation_id == reservation_id))
+        row = tx.first(RESERVATION, reservation_id=reservation_id)
         if row is None:
             message = "the job has no reservation; reserve before charging"
             raise ConflictError(message, code="no_reservation")
         return row
 
-    def _segments(self, tx: TenantTransaction, reservation_id: ObjectId, fence: int) -> Sequence[Row]:
-        return tx.all(
-            tx.select(privacy_charges)
-            .where(privacy_charges.c.reservation_id == reservation_id)
-            .where(privacy_charges.c.fence == fence)
-        )
+    def _charged_in(self, tx: TenantTransaction, reservation_id: ObjectId, fence: int, segment: int) -> int | None:
+        row = tx.first(SEGMENT, reservation_id=reservation_id, fence=fence, segment=segment)
+        return None if row is None else row["steps"]
 
-
-def _check_fence(found: Reservation, fence: int) -> None:
-    if fence < found.fence:
-        message = "another worker has taken this job over; stop"
-        raise ConflictError(message, code="stale_lease")
-
-
-def _refuse_frozen(budget: Row) -> None:
-    if not budget["frozen"]:
-        return
-    if budget["frozen"] == FROZEN_RESTORED:
-        message = "the platform was restored from a backup; training waits until budgets were compared with the log"
-    else:
-        message = "what this budget lost after the backup that was restored cannot be known; it counts as spent"
-    raise BudgetError(message, code="budget_frozen", details={"reason": budget["frozen"]})
-
-
-def _exceeded(grid: OrderGrid, spent: Vector, mechanism: MechanismPlan) -> BudgetError:
-    largest = largest_that_fits(grid, spent, mechanism.sample_rate, mechanism.steps)
-    offer = f"the largest that fits is {largest:g}" if largest > 0.0 else "no job of this shape fits any more"
-    return BudgetError(
-        f"`epsilon` {mechanism.epsilon:g} with {mechanism.steps} steps at sampling rate {mechanism.sample_rate:g} "
-        f"exceeds what is left of this dataset's budget of {grid.epsilon_micro / MICRO:g}; {offer}",
-        details={
-            "requested": mechanism.epsilon,
-            "largest_epsilon": largest,
-            "epsilon_limit": grid.epsilon_micro / MICRO,
-            "epsilon_spent": grid.epsilon(spent),
-        },
-    )
-
-
-def _no_budget() -> UnprocessableError:
-    return UnprocessableError("this dataset has no privacy budget; train on it without `privacy`", code="no_budget")
-
-
-def _busy() -> UnavailableError:
-    return UnavailableError("the budget is being changed by others; try again", code="budget_busy")
+    def _next_segment(self, tx: TenantTransaction, reservation_id: ObjectId, fence: int) -> int:
+        row = tx.first(LAST_SEGMENT, reservation_id=reservation_id, fence=fence)
+        return 0 if row is None or row["segment"] is None else row["segment"] + 1

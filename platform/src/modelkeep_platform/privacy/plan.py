@@ -213,11 +213,9 @@ def smallest_noise(grid: OrderGrid, sample_rate: float, steps: int, *, spent: Ve
     if not fits(high):
         return None
     # Double first: quick where it is dear (small σ needs the finest sums), and most answers lie there.
-    top = low
-    while top < high:
+    top = min(low * 2, high)
+    while not fits(top):
         low, top = top, min(top * 2, high)
-        if fits(top):
-            break
     while low + 1 < top:
         middle = (low + top) // 2
         low, top = (low, middle) if fits(middle) else (middle, top)

@@ -1,9 +1,9 @@
 """Rows of the ledger's tables, to and from values; vectors of whole numbers and their sums."""
 
-import dataclasses
-import json
 from collections.abc import Mapping
 from typing import Any, Final
+
+import msgspec
 
 from modelkeep_platform.core.ids import ObjectId
 from modelkeep_platform.privacy.budgets import ChargeView, Reservation, ReservationState
@@ -11,21 +11,23 @@ from modelkeep_platform.privacy.grid import MICRO, UNITS, Vector
 from modelkeep_platform.privacy.plan import MechanismPlan
 
 _MICRO_UNITS: Final = UNITS // MICRO
+_VECTOR: Final = msgspec.json.Decoder(Vector)
+_PLAN: Final = msgspec.json.Decoder(MechanismPlan)
 
 
 def dump_vector(vector: Vector) -> str:
     """Write a vector for its column."""
-    return json.dumps(vector)
+    return msgspec.json.encode(vector).decode("ascii")
 
 
 def load_vector(text: str) -> Vector:
     """Read what `dump_vector` wrote."""
-    return tuple(int(unit) for unit in json.loads(text))
+    return _VECTOR.decode(text)
 
 
 def dump_plan(plan: MechanismPlan) -> str:
     """Write a plan for its column; floats keep every bit."""
-    return json.dumps(dataclasses.asdict(plan))
+    return msgspec.json.encode(plan).decode()
 
 
 def plus(left: Vector, right: Vector) -> Vector:
@@ -49,11 +51,12 @@ def reservation_of_row(row: Mapping[Any, Any]) -> Reservation:
         id=ObjectId(row["reservation_id"]),
         dataset_id=ObjectId(row["dataset_id"]),
         job_id=ObjectId(row["job_id"]),
-        plan=MechanismPlan(**json.loads(row["plan"])),
+        plan=_PLAN.decode(row["plan"]),
         steps=row["steps"],
         charged_steps=row["charged_steps"],
         state=ReservationState(row["state"]),
         fence=row["fence"],
+        epoch=row["epoch"],
     )
 
 

@@ -13,7 +13,8 @@ from modelkeep_platform.core.errors import UnavailableError
 from modelkeep_platform.core.ids import TenantId
 from modelkeep_platform.core.limits import GIB
 from modelkeep_platform.models.values import ServableVersion
-from modelkeep_platform.serving.tenant_worker import HANG_S, IDLE_S, TenantWorker, Weights
+from modelkeep_platform.serving.conversation import Weights
+from modelkeep_platform.serving.tenant_worker import HANG_S, IDLE_S, TenantWorker
 from modelkeep_platform.serving.tensors import Tensor, check_inputs
 from modelkeep_platform.workers.limits import Limits
 from modelkeep_platform.workers.sandbox import Sandbox

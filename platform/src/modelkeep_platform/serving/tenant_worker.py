@@ -1,32 +1,26 @@
-"""One tenant's worker process, as the event loop sees it: loads, batches, answers, and death.
+"""One tenant's worker process, as the event loop sees it: who waits, what goes together, and death.
 
 Requests wait in a queue while the worker computes; what has gathered by then goes as one batch (no timer: an idle
 worker answers at once). Only requests of one calling tenant share a batch: no answer can depend on another tenant's
-rows. An answer that does not match the request it is for ends the worker; a model that cannot be loaded or computed
-fails its own requests and no others. A worker that nobody used for a while ends itself.
+rows. A model that cannot be loaded or computed fails its own requests and no others. A worker that nobody used for a
+while ends itself. What is said with the process is in `conversation`.
 """
 
 import asyncio
 import logging
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from typing import Final, TypeVar
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
 
-from modelkeep_platform.core.errors import (
-    DeadlineError,
-    ModelkeepError,
-    TooLargeError,
-    UnavailableError,
-    UnprocessableError,
-)
+from modelkeep_platform.core.errors import DeadlineError, ModelkeepError, TooLargeError, UnavailableError
 from modelkeep_platform.core.limits import MIB
 from modelkeep_platform.models.values import ServableVersion
-from modelkeep_platform.serving.tensors import OutputError, Tensor, batch_rows, cut_outputs
+from modelkeep_platform.serving.conversation import ComputeError, Conversation, LoadError, Weights, key_of
+from modelkeep_platform.serving.tensors import Tensor, batch_rows
 from modelkeep_platform.workers.channel_async import AsyncChannel
-from modelkeep_platform.workers.child import READY
-from modelkeep_platform.workers.errors import FrameError, WorkerDiedError
-from modelkeep_platform.workers.frames import DEFAULT_BOUNDS, Frame
+from modelkeep_platform.workers.errors import FrameError, WorkerDiedError, WorkerTimeoutError
+from modelkeep_platform.workers.frames import DEFAULT_BOUNDS
 from modelkeep_platform.workers.limits import Limits
 from modelkeep_platform.workers.process import start
 from modelkeep_platform.workers.sandbox import Sandbox
@@ -41,9 +35,6 @@ HANG_S: Final = 5.0
 IDLE_S: Final = 900.0
 _MODULE: Final = "modelkeep_platform.serving.worker"
 
-Weights = Callable[[ServableVersion], Iterator[bytes]]
-_Read = TypeVar("_Read")
-
 _log = logging.getLogger(__name__)
 
 
@@ -55,14 +46,6 @@ class _Request:
     size_bytes: int
     until_s: float
     answer: asyncio.Future[dict[str, Tensor]]
-
-
-class _FailedError(Exception):
-    """The model of a batch cannot be loaded or computed; the worker itself is fine."""
-
-    def __init__(self, error: ModelkeepError) -> None:
-        super().__init__()
-        self.error = error
 
 
 class TenantWorker:
@@ -90,14 +73,12 @@ class TenantWorker:
         self._weights = weights
         self._loaded_bytes = loaded_bytes
         self._start_s, self._hang_s, self._idle_s = limits.start_s, hang_s, idle_s
-        self._loaded: OrderedDict[str, int] = OrderedDict()
         self._queue: deque[_Request] = deque()
         self._held_bytes = 0
         self._batch: list[_Request] = []
-        self._wake = asyncio.Event()
+        self._wake: asyncio.Future[None] | None = None
         self._quiet = asyncio.Event()
         self._quiet.set()
-        self._next_id = 0
         self._over = False
         self._loop = asyncio.get_running_loop()
         self._process = start(_MODULE, limits=limits, sandbox=sandbox)
@@ -107,7 +88,8 @@ class TenantWorker:
     @property
     def alive(self) -> bool:
         """Return whether it takes requests: it was not ended, and its process runs."""
-        # While a batch runs the channel tells when the process ends; the kernel is asked when nothing listens.
+        # The channel tells that the process has ended, but a turn of the loop later: an idle one is asked for in the
+        # kernel, so that no request is given to the dead. While a batch runs, its answer or its end is under way.
         return not self._over and (bool(self._batch) or self._process.alive())
 
     @property
@@ -143,17 +125,18 @@ class TenantWorker:
         self._held_bytes += request.size_bytes
         self._queue.append(request)
         self._quiet.clear()
-        self._wake.set()
+        self._rouse()
+        late = self._loop.call_later(timeout_s, _expire, request, timeout_s)
         try:
-            async with asyncio.timeout(timeout_s):
-                return await request.answer
-        except TimeoutError as exc:
-            raise DeadlineError(f"the prediction was not ready within {timeout_s:g} s") from exc
-        finally:
-            self._held_bytes -= request.size_bytes
+            return await request.answer
+        except BaseException:
             # Not `remove` alone: its error for what was taken out before writes out the whole request, inputs included.
             if request in self._queue:
                 self._queue.remove(request)
+            raise
+        finally:
+            late.cancel()
+            self._held_bytes -= request.size_bytes
 
     def end(self, error: ModelkeepError | None = None) -> None:
         """End the process; whatever waits or runs fails with `error`. May be called again."""
@@ -183,11 +166,10 @@ class TenantWorker:
             raise _stopped()
         if request.size_bytes > DEFAULT_BOUNDS.total_bytes:
             raise TooLargeError("the inputs are larger than a prediction may be; send fewer rows")
-        held = [other for other in self._queue if _caller(other) == _caller(request)]
         guest = _caller(request) != request.servable.ref.owner
         if (
             len(self._queue) >= MAX_QUEUED
-            or (guest and len(held) >= MAX_QUEUED_GUEST)
+            or (guest and sum(_caller(other) == _caller(request) for other in self._queue) >= MAX_QUEUED_GUEST)
             or (self._held_bytes and self._held_bytes + request.size_bytes > MAX_QUEUED_BYTES)
         ):
             raise UnavailableError("too many predictions wait for this tenant's worker; try again", code="overloaded")
@@ -195,15 +177,17 @@ class TenantWorker:
     async def _run(self) -> None:
         error: ModelkeepError = _stopped()
         try:
-            channel = await AsyncChannel.open(self._process.detach())
+            channel = await AsyncChannel.open(self._process.detach(), on_lost=self._rouse)
+            worker = Conversation(channel, weights=self._weights, loaded_bytes=self._loaded_bytes, load_s=self._start_s)
             try:
-                await self._serve(channel)
+                await worker.begin()
+                await self._serve(worker)
             finally:
                 channel.close()
         except WorkerDiedError:
             self._over = True
             error = await asyncio.to_thread(self._process.death)
-        except (FrameError, TimeoutError):
+        except (FrameError, WorkerTimeoutError):
             error = _mistrusted()
         except Exception as exc:  # noqa: BLE001 -- the task's edge: whatever it is, nobody may wait for ever
             _log.error("a tenant's worker was ended after a %s", type(exc).__name__)
@@ -213,29 +197,33 @@ class TenantWorker:
         # Transports close in the turn after they are told to.
         await asyncio.sleep(0)
 
-    async def _serve(self, channel: AsyncChannel) -> None:
-        async with asyncio.timeout(self._start_s):
-            if (await channel.receive()).kind != READY:
-                raise FrameError("a worker did not begin as it should")
-        while await self._woken():
+    async def _serve(self, worker: Conversation) -> None:
+        while self._queue or await self._roused():
             self._batch = self._take_batch()
             if self._batch:
                 try:
-                    await self._load(channel, self._batch[0].servable)
-                    await self._compute(channel, self._batch)
-                except _FailedError as exc:
+                    await worker.load(self._batch[0].servable)
+                    await self._compute(worker, self._batch)
+                except LoadError as exc:
                     _fail(self._batch, exc.error)
                 self._batch = []
             if not self._queue:
-                self._wake.clear()
                 self._quiet.set()
 
-    async def _woken(self) -> bool:
+    async def _roused(self) -> bool:
+        """Wait for something to do; False when nobody came for long, or the process ended."""
+        self._wake = self._loop.create_future()
+        over = self._loop.call_later(self._idle_s, self._rouse)
         try:
-            async with asyncio.timeout(self._idle_s):
-                return await self._wake.wait()
-        except TimeoutError:
-            return self._wake.is_set()
+            await self._wake
+        finally:
+            over.cancel()
+            self._wake = None
+        return bool(self._queue)
+
+    def _rouse(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
 
     def _take_batch(self) -> list[_Request]:
         """Take the first request and those behind it that can be computed with it."""
@@ -263,87 +251,17 @@ class TenantWorker:
         self._queue.extendleft(reversed(kept))
         return batch
 
-    async def _load(self, channel: AsyncChannel, servable: ServableVersion) -> None:
-        key = _key(servable)
-        if key in self._loaded:
-            self._loaded.move_to_end(key)
-            return
-        while self._loaded and sum(self._loaded.values()) + servable.weights_bytes > self._loaded_bytes:
-            old, _ = self._loaded.popitem(last=False)
-            await self._unload(channel, old)
-        try:
-            await self._send_model(channel, key, servable)
-        except _FailedError:
-            # What arrived of it must not stay in the worker's memory.
-            await self._unload(channel, key)
-            raise
-        self._loaded[key] = servable.weights_bytes
-
-    async def _send_model(self, channel: AsyncChannel, key: str, servable: ServableVersion) -> None:
-        await self._step(channel, key, "first", servable.graph.to_json())
-        chunks = await _read(lambda: self._weights(servable))
-        while (chunk := await _read(lambda: next(chunks, None))) is not None:
-            await self._step(channel, key, "more", chunk)
-        await self._step(channel, key, "last", b"")
-
-    async def _step(self, channel: AsyncChannel, key: str, place: str, body: bytes) -> None:
-        frame = Frame(kind="load", fields={"key": key, "place": place}, buffers=[body])
-        answer = await self._ask(channel, frame, self._start_s)
-        if answer.kind == "failed":
-            if answer.fields.get("code") == "out_of_memory":
-                raise _FailedError(
-                    UnavailableError("the model does not fit into the worker's memory", code="out_of_memory")
-                )
-            raise _FailedError(
-                UnprocessableError("the model cannot be loaded; upload it again", code="model_not_loadable")
-            )
-        if answer.kind != ("loaded" if place == "last" else "more"):
-            raise FrameError("a worker answered what was not asked")
-
-    async def _unload(self, channel: AsyncChannel, key: str) -> None:
-        answer = await self._ask(channel, Frame(kind="unload", fields={"key": key}), self._start_s)
-        if answer.kind != "unloaded":
-            raise FrameError("a worker answered what was not asked")
-
-    async def _compute(self, channel: AsyncChannel, batch: list[_Request]) -> None:
-        graph = batch[0].servable.graph
-        described, buffers = [], []
-        for spec in graph.inputs:
-            tensors = [request.inputs[spec.name] for request in batch]
-            shape = tensors[0].shape
-            if len(batch) > 1:
-                shape = (sum(tensor.shape[0] for tensor in tensors), *shape[1:])
-            described.append((spec.dtype, shape, sum(len(tensor.data) for tensor in tensors)))
-            buffers += [tensor.data for tensor in tensors]
-        body = buffers[0] if len(buffers) == 1 else b"".join(buffers)
-        fields = {"key": _key(batch[0].servable), "inputs": described}
+    async def _compute(self, worker: Conversation, batch: list[_Request]) -> None:
         left_s = max(request.until_s for request in batch) - self._loop.time()
-        answer = await self._ask(channel, Frame(kind="infer", fields=fields, buffers=[body]), max(self._hang_s, left_s))
-        if answer.kind == "failed":
-            self._failed(batch, str(answer.fields.get("code")))
-            return
-        if answer.kind != "answer":
-            raise FrameError("a worker answered what was not asked")
+        asked = [request.inputs for request in batch]
         try:
-            rows = [request.rows or 0 for request in batch] if len(batch) > 1 else None
-            results = cut_outputs(graph, answer, rows)
-        except OutputError as exc:
-            self._apart_or(batch, exc)
+            results = await worker.compute(batch[0].servable, asked, limit_s=max(self._hang_s, left_s))
+        except ComputeError as exc:
+            self._apart_or(batch, exc.error)
             return
         for request, result in zip(batch, results, strict=True):
             if not request.answer.done():
                 request.answer.set_result(result)
-
-    def _failed(self, batch: list[_Request], code: str) -> None:
-        if code == "out_of_memory":
-            error: ModelkeepError = UnavailableError(
-                "the worker ran out of memory; send fewer rows", code="out_of_memory"
-            )
-        else:
-            error = UnprocessableError(
-                "the model cannot compute with these inputs; check their ranges and shapes", code="inference_failed"
-            )
-        self._apart_or(batch, error)
 
     def _apart_or(self, batch: list[_Request], error: ModelkeepError) -> None:
         # One bad row must not fail its neighbours: a failed batch is taken apart and asked again, one by one.
@@ -354,15 +272,6 @@ class TenantWorker:
             request.rows = None
         self._queue.extendleft(reversed([request for request in batch if not request.answer.done()]))
 
-    async def _ask(self, channel: AsyncChannel, frame: Frame, limit_s: float) -> Frame:
-        self._next_id += 1
-        async with asyncio.timeout(limit_s):
-            await channel.send(replace(frame, id=self._next_id))
-            answer = await channel.receive()
-        if answer.id != self._next_id:
-            raise FrameError("a worker answered for another request")
-        return answer
-
     def _give_up(self, error: ModelkeepError) -> None:
         self._over = True
         _fail(self._batch, error)
@@ -372,17 +281,8 @@ class TenantWorker:
         self._quiet.set()
 
 
-async def _read(work: Callable[[], _Read]) -> _Read:
-    """Read weights in a thread; what goes wrong there is not the worker's doing."""
-    try:
-        return await asyncio.to_thread(work)
-    except ModelkeepError as exc:
-        raise _FailedError(exc) from exc
-    except Exception as exc:
-        # The type alone: a foreign message may hold a path.
-        _log.error("weights could not be read: %s", type(exc).__name__)
-        error = UnavailableError("the model's weights could not be read; try again", code="weights_unreadable")
-        raise _FailedError(error) from exc
+def _expire(request: _Request, timeout_s: float) -> None:
+    _fail([request], DeadlineError(f"the prediction was not ready within {timeout_s:g} s"))
 
 
 def _fail(requests: Iterable[_Request], error: ModelkeepError) -> None:
@@ -401,10 +301,6 @@ def _mistrusted() -> UnavailableError:
     )
 
 
-def _key(servable: ServableVersion) -> str:
-    return f"{servable.ref.object_id}/{servable.version}"
-
-
 def _caller(request: _Request) -> str | None:
     return request.servable.decision.caller_tenant
 
@@ -414,6 +310,6 @@ def _together(first: _Request, other: _Request) -> bool:
     return (
         other.rows is not None
         and _caller(other) == _caller(first)
-        and _key(other.servable) == _key(first.servable)
+        and key_of(other.servable) == key_of(first.servable)
         and all(other.inputs[name].shape[1:] == tensor.shape[1:] for name, tensor in first.inputs.items())
     )

@@ -19,7 +19,8 @@ from modelkeep_platform.core.errors import IntegrityError, UnavailableError
 from modelkeep_platform.storage.files import fsync
 
 _KEY: Final = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9._-]*/)*[A-Za-z0-9_-][A-Za-z0-9._-]*\Z")
-
+_HALF_WRITTEN: Final = re.compile(r"#[0-9]+\Z")
+"""How obstore names a file until it is whole."""
 
 FULL: Final = "the platform's disk is full; try again later, deleting still works"
 
@@ -114,6 +115,27 @@ class LocalBlobs:
             for page in obstore.list(self._store, prefix=_checked(prefix)):
                 for item in page:
                     yield item["path"]
+
+    def clear_half_written(self, *, before_s: int) -> int:
+        """Delete what writes left that a crash stopped; it lies beside its blob under a name that is no key.
+
+        Args:
+            before_s: only what was last written before, in seconds since the epoch: younger ones may be under way.
+
+        Returns:
+            How many there were.
+
+        Raises:
+            StorageError: they could not be deleted.
+        """
+        found = 0
+        with _translated():
+            for path in self._folder.rglob("*#*"):
+                with contextlib.suppress(FileNotFoundError):  # another process was first
+                    if _HALF_WRITTEN.search(path.name) and path.stat().st_mtime < before_s:
+                        path.unlink()
+                        found += 1
+        return found
 
     def _sync(self, key: str) -> None:
         path = self._folder / key

@@ -19,7 +19,6 @@ from modelkeep_platform.storage.tables.epoch import epoch
 from modelkeep_platform.storage.transactions import PlatformTransaction, System, TenantScopeError, TenantTransaction
 
 _BUSY_MS: Final = 30_000
-_READ_ONLY: Final = "modelkeep_read_only"
 _PRAGMAS: Final = (
     "journal_mode=WAL",
     "synchronous=FULL",
@@ -41,7 +40,6 @@ class Database:
         self.engine = sa.create_engine(url, pool_size=8, max_overflow=24) if ":memory:" not in url else _memory(url)
         if self.engine.dialect.name == "sqlite":
             sa.event.listen(self.engine, "connect", _prepare_sqlite)
-            sa.event.listen(self.engine, "begin", _begin_sqlite)
 
     @contextmanager
     def tenant(
@@ -68,13 +66,13 @@ class Database:
         if not right:
             message = "a tenant's rows were asked for without a right to them"
             raise TenantScopeError(message)
-        with self._begin(read_only=read_only) as connection:
+        with self.connection(read_only=read_only) as connection:
             yield TenantTransaction(connection, owner)
 
     @contextmanager
     def platform(self, *, read_only: bool = False) -> Iterator[PlatformTransaction]:
         """Open a transaction over everything; raises StorageError when the disk is full."""
-        with self._begin(read_only=read_only) as connection:
+        with self.connection(read_only=read_only) as connection:
             yield PlatformTransaction(connection)
 
     def epoch(self) -> int:
@@ -83,7 +81,8 @@ class Database:
             return int(connection.execute(sa.select(epoch.c.number)).scalar_one())
 
     @contextmanager
-    def _begin(self, *, read_only: bool) -> Iterator[sa.Connection]:
+    def connection(self, *, read_only: bool = False) -> Iterator[sa.Connection]:
+        """Open a transaction without any guard, for migrations; raises StorageError when the disk is full."""
         # INVARIANT: one write transaction a thread; an inner one would wait for the outer's lock for ever.
         if not read_only:
             if getattr(self._writing, "now", False):
@@ -91,10 +90,10 @@ class Database:
                 raise NestedWriteError(message)
             self._writing.now = True
         try:
-            with (
-                self.engine.connect().execution_options(**{_READ_ONLY: read_only}) as connection,
-                connection.begin(),
-            ):
+            with self.engine.connect() as connection, connection.begin():
+                # Not in a listener to `begin`: with one, SQLAlchemy looks for listeners at each statement.
+                if self.engine.dialect.name == "sqlite":
+                    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
                 yield connection
         except sa.exc.OperationalError as exc:
             if _is_full(exc):
@@ -127,8 +126,3 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401 -
     for pragma in _PRAGMAS:
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
-
-
-def _begin_sqlite(connection: sa.Connection) -> None:
-    read_only = connection.get_execution_options().get(_READ_ONLY, False)
-    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")

@@ -17,7 +17,7 @@ _FOLDER: Final = Path(__file__).with_name("migrations")
 
 def upgrade(database: Database) -> None:
     """Run every migration that has not run."""
-    with database.engine.begin() as connection:
+    with database.connection() as connection:
         config = _config()
         config.attributes["connection"] = connection
         alembic.command.upgrade(config, "head")

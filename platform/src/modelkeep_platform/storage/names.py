@@ -1,5 +1,6 @@
 """Names to references: ``name`` in the caller's tenant, ``owner~name`` in another's; for every kind with names."""
 
+from functools import cache
 from typing import Protocol
 
 import sqlalchemy as sa
@@ -8,6 +9,7 @@ from modelkeep_platform.core.callers import TenantCaller
 from modelkeep_platform.core.ids import ObjectId, TenantId
 from modelkeep_platform.core.refs import Kind, ResourceRef, missing
 from modelkeep_platform.storage.database import Database
+from modelkeep_platform.storage.prepared import PreparedSelect
 from modelkeep_platform.storage.transactions import System
 
 
@@ -44,7 +46,12 @@ def resolve(
         # A name of no tenant takes the same path as a name that is not there: one lookup, nothing found.
         owner = TenantId("nobody")
     with database.tenant(owner, by=System(reason="resolve a name"), read_only=True) as tx:
-        row = tx.first(tx.select(table, table.c.id).where(table.c.name == own_name))
+        row = tx.first(_by_name(table), name=own_name)
     if row is None:
         return missing(owner, kind)
     return ResourceRef(owner=owner, kind=kind, object_id=ObjectId(row["id"]))
+
+
+@cache
+def _by_name(table: sa.Table) -> PreparedSelect:
+    return PreparedSelect(table, table.c.id, where=(table.c.name == sa.bindparam("name"),))

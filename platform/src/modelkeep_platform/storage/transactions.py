@@ -1,30 +1,30 @@
 """Transactions that cannot reach another tenant's rows.
 
-A `TenantTransaction` runs only statements that it built itself, for its owner: `select`, `update` and
-`delete` carry the owner's filter, `insert` sets the owner, and each statement is checked again when it
-is executed. A `PlatformTransaction` reaches every table; it is for the platform's own tables and
-for work that spans tenants (log integration, expiry, the job queue).
+A `TenantTransaction` runs two kinds of statements. Those that it started itself, for its owner: `select`, `update` and
+`delete` carry the owner's filter, and what was added to them is checked each time they run. And prepared ones
+(`storage.prepared`): checked once, when they are made, with the owner as a parameter that the transaction sets.
+`insert` sets the owner, too. A `PlatformTransaction` reaches every table; it is for the platform's own tables and for
+work that spans tenants (log integration, expiry, the job queue).
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final, TypeAlias, cast
 
 import sqlalchemy as sa
-from sqlalchemy.sql import visitors
 from sqlalchemy.sql.dml import Delete, Update
-from sqlalchemy.sql.selectable import AliasedReturnsRows, Exists, ScalarSelect, SelectBase
 
+from modelkeep_platform.core.errors import IntegrityError
 from modelkeep_platform.core.ids import TenantId
-from modelkeep_platform.storage.schema import PLATFORM, SCOPE, TENANT
+from modelkeep_platform.storage.prepared import PreparedSelect, PreparedUpdate
+from modelkeep_platform.storage.scope import TenantScopeError, TenantStatement, check_reach, check_table
 from modelkeep_platform.storage.tables.epoch import epoch
+from modelkeep_platform.storage.tables.privacy import ledger_epochs
 
 Row: TypeAlias = sa.RowMapping
-_OWNER: Final = "modelkeep_owner"
-
-
-class TenantScopeError(AssertionError):
-    """Code tried to reach beyond its tenant; a bug in the platform, never the caller's doing."""
+_LEDGER_EPOCH: Final = sa.select(sa.func.max(ledger_epochs.c.number))
+_STARTED: Final = "modelkeep_started"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +44,17 @@ class _Transaction:
         """Move the epoch within this transaction, so that caches of every process let go."""
         self._connection.execute(sa.update(epoch).values(number=epoch.c.number + 1))
 
+    def ledger_epoch(self) -> int:
+        """Return the number of the ledger's epoch, which every restore from a backup moves.
+
+        Raises:
+            IntegrityError: code ``ledger_epoch_missing``: the database names none.
+        """
+        number = self._connection.execute(_LEDGER_EPOCH).scalar_one()
+        if number is None:
+            raise IntegrityError("the ledger's epoch is missing; restore a backup", code="ledger_epoch_missing")
+        return int(number)
+
     def append(self, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
         """Insert rows, all of the same columns and in their order, into a table declared with `append_only_log`.
 
@@ -55,7 +66,7 @@ class _Transaction:
             raise TenantScopeError(message)
         if rows:
             # Values as parameters: the statement is compiled once, however many rows there are.
-            self._connection.execute(sa.insert(table), rows)
+            self._connection.execute(_insert_into(table), rows)
 
 
 class PlatformTransaction(_Transaction):
@@ -71,13 +82,13 @@ class PlatformTransaction(_Transaction):
         """Return the same transaction, narrowed to one tenant's rows."""
         return TenantTransaction(self._connection, owner)
 
-    def all(self, statement: sa.Select[Any]) -> Sequence[Row]:
-        """Return every row."""
-        return self._connection.execute(statement).mappings().all()
+    def all(self, statement: sa.Select[Any], **parameters: object) -> Sequence[Row]:
+        """Return every row; `parameters` are those that the statement names."""
+        return self._connection.execute(statement, parameters).mappings().all()
 
-    def first(self, statement: sa.Select[Any]) -> Row | None:
-        """Return the first row, or None."""
-        return self._connection.execute(statement).mappings().first()
+    def first(self, statement: sa.Select[Any], **parameters: object) -> Row | None:
+        """Return the first row, or None; `parameters` are those that the statement names."""
+        return self._connection.execute(statement, parameters).mappings().first()
 
 
 class TenantTransaction(_Transaction):
@@ -89,79 +100,79 @@ class TenantTransaction(_Transaction):
 
     def select(self, table: sa.Table, *columns: sa.ColumnElement[Any]) -> sa.Select[Any]:
         """Start a SELECT of `columns` (default: all) from the owner's rows of `table`."""
-        self._check(table)
+        check_table(table)
         statement = sa.select(*(columns or (table,))).select_from(table).where(table.c.tenant_id == self.owner)
-        return statement.execution_options(**{_OWNER: (self.owner, table.name)})
+        return statement.execution_options(**{_STARTED: (self.owner, table)})
 
     def insert(self, table: sa.Table, **values: Any) -> None:  # noqa: ANN401 -- column values are of any type
         """Insert one row of the owner."""
-        self._check(table)
+        check_table(table)
         if "tenant_id" in values:
             message = "the owner is set by the transaction"
             raise TenantScopeError(message)
-        self._connection.execute(sa.insert(table), {"tenant_id": self.owner, **values})
+        self._connection.execute(_insert_into(table), {"tenant_id": self.owner, **values})
 
     def update(self, table: sa.Table) -> Update:
         """Start an UPDATE of the owner's rows; run it with `change`."""
-        self._check(table)
+        check_table(table)
         statement = sa.update(table).where(table.c.tenant_id == self.owner)
-        return statement.execution_options(**{_OWNER: (self.owner, table.name)})
+        return statement.execution_options(**{_STARTED: (self.owner, table)})
 
     def delete(self, table: sa.Table) -> Delete:
         """Start a DELETE of the owner's rows; run it with `change`."""
-        self._check(table)
+        check_table(table)
         statement = sa.delete(table).where(table.c.tenant_id == self.owner)
-        return statement.execution_options(**{_OWNER: (self.owner, table.name)})
+        return statement.execution_options(**{_STARTED: (self.owner, table)})
 
-    def all(self, statement: sa.Select[Any]) -> Sequence[Row]:
-        """Return every row of a statement that `select` started."""
-        self._check_statement(statement)
-        return self._connection.execute(statement).mappings().all()
+    def all(self, statement: sa.Select[Any] | PreparedSelect, **parameters: object) -> Sequence[Row]:
+        """Return every row of a statement that `select` started, or of a prepared one with its parameters.
 
-    def first(self, statement: sa.Select[Any]) -> Row | None:
-        """Return the first row of a statement that `select` started, or None."""
-        self._check_statement(statement)
-        return self._connection.execute(statement).mappings().first()
+        Raises:
+            TenantScopeError: the statement reaches beyond the owner's rows, or the parameters are not its own.
+        """
+        return self._run(statement, parameters).mappings().all()
 
-    def change(self, statement: Update | Delete) -> int:
-        """Run a statement that `update` or `delete` started; return how many rows it changed."""
-        self._check_statement(statement)
-        if "tenant_id" in _set_columns(statement):
-            message = "a row never changes its owner"
+    def count(self, table: sa.Table, *where: sa.ColumnElement[bool]) -> int:
+        """Return how many of the owner's rows of `table` there are, for which `where` holds."""
+        row = self.first(self.select(table, sa.func.count(table.c.tenant_id).label("n")).where(*where))
+        return 0 if row is None else int(row["n"])
+
+    def first(self, statement: sa.Select[Any] | PreparedSelect, **parameters: object) -> Row | None:
+        """Return the first row of a statement that `select` started, or of a prepared one, or None.
+
+        Raises:
+            TenantScopeError: the statement reaches beyond the owner's rows, or the parameters are not its own.
+        """
+        return self._run(statement, parameters).mappings().first()
+
+    def change(self, statement: Update | Delete | PreparedUpdate, **parameters: object) -> int:
+        """Run a statement that `update` or `delete` started, or a prepared one; return how many rows it changed.
+
+        Raises:
+            TenantScopeError: the statement reaches beyond the owner's rows, or the parameters are not its own.
+        """
+        return self._run(statement, parameters).rowcount
+
+    def _run(
+        self, statement: TenantStatement | PreparedSelect | PreparedUpdate, parameters: Mapping[str, object]
+    ) -> sa.CursorResult[Any]:
+        # The exact types: a subclass could leave out what theirs do.
+        if type(statement) is PreparedSelect or type(statement) is PreparedUpdate:
+            bound = statement.bind(self.owner, parameters)
+            return cast("sa.CursorResult[Any]", self._connection.execute(statement.statement, bound))
+        started = statement.get_execution_options().get(_STARTED)
+        if started is None or started[0] != self.owner or parameters:
+            message = "this statement was neither started by this transaction nor prepared"
             raise TenantScopeError(message)
-        return cast("sa.CursorResult[Any]", self._connection.execute(statement)).rowcount
-
-    def _check(self, table: sa.Table) -> None:
-        if table.info.get(SCOPE) != TENANT:
-            message = f"{table.name} is not a tenant table"
-            raise TenantScopeError(message)
-
-    def _check_statement(self, statement: sa.Executable) -> None:
         # INVARIANT: every table a tenant's statement names is the one it was started for.
-        mark = statement.get_execution_options().get(_OWNER)
-        if mark is None or mark[0] != self.owner or not isinstance(statement, sa.Select | Update | Delete):
-            message = "this statement was not started by this transaction"
-            raise TenantScopeError(message)
-        for element in visitors.iterate(cast("visitors.ExternallyTraversible", statement)):
-            if isinstance(element, sa.Table) and element.name != mark[1]:
-                message = f"{element.name} is joined into a statement started for {mark[1]}; query it by itself"
-                raise TenantScopeError(message)
-            if element is not statement and _escapes(element):
-                message = f"a statement started for {mark[1]} names rows without their owner; query them by themselves"
-                raise TenantScopeError(message)
+        check_reach(statement, started[1])
+        return cast("sa.CursorResult[Any]", self._connection.execute(statement))
 
 
-def _escapes(element: object) -> bool:
-    # The owner's filter stands on the outermost table alone: a second naming of the same table (an alias, a subquery)
-    # and raw SQL are not under it.
-    return isinstance(
-        element, AliasedReturnsRows | SelectBase | ScalarSelect | Exists | sa.TextClause | sa.TextualSelect
-    ) or (isinstance(element, sa.ColumnClause) and element.is_literal and element.name != "*")  # the star of count(*)
+@cache
+def _insert_into(table: sa.Table) -> sa.Insert:
+    # SQLAlchemy keeps what it worked out about a statement with the statement.
+    return sa.insert(table)
 
 
-def _set_columns(statement: Update | Delete) -> set[Any]:
-    values = getattr(statement, "_values", None) or {}
-    return {getattr(column, "name", column) for column in values}
-
-
-__all__ = ["PLATFORM", "PlatformTransaction", "Row", "System", "TenantScopeError", "TenantTransaction"]
+__all__ = ["PlatformTransaction", "Row", "System", "TenantScopeError", "TenantTransaction"]

@@ -20,11 +20,14 @@ import sys
 import threading
 import time
 import traceback
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from types import MappingProxyType, TracebackType
 from typing import Any, Final
+
+import msgspec
 
 from modelkeep_platform.core.errors import ModelkeepError
 
@@ -56,6 +59,7 @@ _MAX_FRAMES: Final = 16
 _QUEUED: Final = 20_000
 _PAUSE_S: Final = 0.05
 _WHOLE_BYTES: Final = select.PIPE_BUF
+_encode_plain: Final = msgspec.json.Encoder().encode
 _encode: Final = json.JSONEncoder(separators=(",", ":"), default=str).encode
 
 
@@ -70,16 +74,44 @@ def fields(**values: str | float) -> dict[str, Any]:
     return {"fields": values}
 
 
-class _Formatter(logging.Formatter):
+def say(log: logging.Logger, event: str, **values: str | float) -> None:
+    """Say an event of our own: the line of `log.info(event, extra=fields(...))` at a third of its cost.
+
+    A record of `logging` is made for who reads the caller's file, thread and line, which no line of ours has.
+
+    Raises:
+        KeyError: a field is not one of `FIELDS`.
+    """
+    if not log.isEnabledFor(logging.INFO):
+        return
+    writers = [one for one in logging.getLogger().handlers if isinstance(one, LineWriter)]
+    if not writers:
+        log.info(event, extra=fields(**values))
+        return
+    found = _head(time.time(), "info", log.name, event, os.getpid()) | fields(**values)["fields"]
+    for writer in writers:
+        writer.say(found)
+
+
+def _head(at_s: float, level: str, logger: str, event: str, pid: int | None) -> dict[str, Any]:
+    second = int(at_s)
+    shown = f"{_second(second)}.{int((at_s - second) * 1000):03d}Z"
+    return {"time": shown, "level": level, "logger": logger, "event": event, "pid": pid}
+
+
+class _Formatter(logging.Formatter, ABC):
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record."""
+        return self.line(self.values(record))
+
+    @abstractmethod
+    def line(self, found: dict[str, Any]) -> str:
+        """Return the line of these values."""
+
     def values(self, record: logging.LogRecord) -> dict[str, Any]:
         ours = record.name == _OURS or record.name.startswith(f"{_OURS}.")
-        found: dict[str, Any] = {
-            "time": f"{_second(int(record.created))}.{int(record.msecs):03d}Z",
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "event": record.getMessage()[:_MAX_TEXT] if ours else _fixed(record),
-            "pid": record.process,
-        }
+        event = record.getMessage()[:_MAX_TEXT] if ours else _fixed(record)
+        found = _head(record.created, record.levelname.lower(), record.name, event, record.process)
         found |= getattr(record, "fields", {})
         exc = record.exc_info[1] if record.exc_info else None
         if exc is not None:
@@ -91,20 +123,28 @@ class _Formatter(logging.Formatter):
 class JsonFormatter(_Formatter):
     """One JSON object."""
 
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
-        return _encode(self.values(record)).replace("\x7f", "\\u007f")
+    def line(self, found: dict[str, Any]) -> str:
+        """Return the line; what is not plain ASCII is escaped by the slower of two encoders."""
+        try:
+            text = _encode_plain(found).decode()
+        except (TypeError, UnicodeEncodeError):  # not a JSON value, or half of a surrogate pair
+            text = ""
+        if text.isascii() and text and "\x7f" not in text:
+            return text
+        return _encode(found).replace("\x7f", "\\u007f")
 
 
 class TextFormatter(_Formatter):
     """Time, level, logger, event, and the fields as ``name=value``; for people at a terminal."""
 
-    def format(self, record: logging.LogRecord) -> str:
+    def line(self, found: dict[str, Any]) -> str:
         """Return the line."""
-        found = self.values(record)
         head = " ".join(_plain(found.pop(name)) for name in ("time", "level", "logger", "event"))
         rest = (f"{name}={json.dumps(value, default=str)}" for name, value in found.items())
         return " ".join([head, *rest]).replace("\x7f", "\\u007f")
+
+
+_JSON: Final = JsonFormatter()
 
 
 class LineWriter(logging.Handler):
@@ -129,10 +169,20 @@ class LineWriter(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Queue a record's line; does no I/O."""
-        if len(self._lines) >= self._most:
-            self.dropped += 1
-            return
-        self._lines.append(self.format(record))
+        if self._takes():
+            self._lines.append(self.format(record))
+
+    def say(self, found: dict[str, Any]) -> None:
+        """Queue the line of these values; does no I/O."""
+        if self._takes():
+            form = self.formatter
+            self._lines.append((form if isinstance(form, _Formatter) else _JSON).line(found))
+
+    def _takes(self) -> bool:
+        if len(self._lines) < self._most:
+            return True
+        self.dropped += 1
+        return False
 
     def flush(self) -> None:
         """Write what is queued."""

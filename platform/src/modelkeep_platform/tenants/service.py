@@ -15,7 +15,6 @@ from modelkeep_platform.core.callers import OperatorCaller, PrincipalKind, Role
 from modelkeep_platform.core.errors import ConflictError, UnprocessableError
 from modelkeep_platform.core.events import Event, Outcome
 from modelkeep_platform.core.ids import (
-    PLATFORM,
     ObjectId,
     PrincipalId,
     TenantId,
@@ -25,7 +24,7 @@ from modelkeep_platform.core.ids import (
     new_tenant_id,
 )
 from modelkeep_platform.core.ports import Authorizer, Clock, Entropy, EpochSource, Recorder, Sealer
-from modelkeep_platform.core.refs import PLATFORM_REF, Kind, missing
+from modelkeep_platform.core.refs import PLATFORM_REF
 from modelkeep_platform.identity.links import Link, Links, unusable
 from modelkeep_platform.identity.memberships import Membership, Memberships
 from modelkeep_platform.identity.registry import ACTIVE, SUSPENDED, Tenant, TenantRegistry
@@ -34,6 +33,7 @@ from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.pages import Page, PageRequest, page_of
 from modelkeep_platform.storage.tables.identity import issuer_users
 from modelkeep_platform.storage.transactions import PlatformTransaction, TenantTransaction
+from modelkeep_platform.tenants.operators import done, find
 
 _MAX_NAME = 120
 
@@ -132,7 +132,7 @@ class TenantService:
                 self._sealer.create_key(tx, tenant.id, self._audit_key)
                 self._policies.install_default(tx, tenant.id)
                 link = self._links.make_in(tx, tenant.id, subject=None, username=None)
-                self._record(tx, caller, Action.TENANT_CREATE, tenant)
+                self._recorder.record(tx, done(caller, Action.TENANT_CREATE, tenant))
                 tx.bump_epoch()
         except DuplicateError as exc:
             raise ConflictError(f"the slug `{slug}` is or was used; choose another", code="slug_taken") from exc
@@ -169,7 +169,7 @@ class TenantService:
             NotFoundError: there is no such tenant.
             ConflictError: the tenant has an administrator, who invites further people.
         """
-        tenant = self._find(caller, slug, Action.TENANT_ENROL)
+        tenant = find(self._registry, self._authorizer, caller, slug, Action.TENANT_ENROL)
         with self._database.platform() as tx:
             tx.bump_epoch()
             if self._memberships.administrators(tx.as_tenant(tenant.id)):
@@ -177,7 +177,7 @@ class TenantService:
                     f"`{tenant.slug}` has an administrator; ask them to invite people", code="already_enrolled"
                 )
             link = self._links.make_in(tx, tenant.id, subject=None, username=None)
-            self._record(tx, caller, Action.TENANT_ENROL, tenant)
+            self._recorder.record(tx, done(caller, Action.TENANT_ENROL, tenant))
         self._epoch.refresh()
         return link
 
@@ -249,35 +249,16 @@ class TenantService:
         return found
 
     def _set_state(self, caller: OperatorCaller, slug: str, action: Action, state: str) -> Tenant:
-        tenant = self._find(caller, slug, action)
+        tenant = find(self._registry, self._authorizer, caller, slug, action)
         with self._database.platform() as tx:
             self._registry.set_state(tx, tenant.id, state)
-            self._record(tx, caller, action, tenant)
+            self._recorder.record(tx, done(caller, action, tenant))
             tx.bump_epoch()
         self._epoch.refresh()
         changed = self._registry.by_slug(slug)
         if changed is None:
             raise RuntimeError("a tenant vanished")
         return changed
-
-    def _find(self, caller: OperatorCaller, slug: str, action: Action) -> Tenant:
-        found = self._registry.by_slug(slug)
-        if found is None:
-            self._authorizer.require(caller, action, missing(PLATFORM, Kind.PLATFORM))
-            raise RuntimeError("a missing object was allowed")
-        self._authorizer.require(caller, action, PLATFORM_REF)
-        return found
-
-    def _record(self, tx: PlatformTransaction, caller: OperatorCaller, action: Action, tenant: Tenant) -> None:
-        event = Event(
-            tenant=PLATFORM,
-            action=action,
-            outcome=Outcome.DONE,
-            actor=caller,
-            ref=PLATFORM_REF,
-            facts={"tenant": tenant.id, "slug": tenant.slug},
-        )
-        self._recorder.record(tx, event)
 
 
 def _checked_name(name: str) -> str:

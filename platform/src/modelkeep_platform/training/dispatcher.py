@@ -1,8 +1,9 @@
 """The dispatcher: claims jobs and sees each through its worker, charging every segment before its first noisy step.
 
-Each thread runs one job at a time. Whatever ends a job, the order is the same: the worker is killed, so that it can do
-nothing more; then one transaction returns what was not charged and ends the job. A job whose lease ran out (its server
-died) is ended the same way by whoever finds it; what it was charged stays charged.
+Each thread runs one job at a time. A job that succeeds ends with its version. Whatever else ends one, the order is the
+same: the worker is killed, so that it can do nothing more; then one transaction returns what was not charged and ends
+the job. A server that stops ends no job that comes to the end of its segment in time: it waits again. A job whose lease
+ran out (its server died) is ended like any other by whoever finds it; what it was charged stays charged.
 """
 
 import logging
@@ -11,21 +12,15 @@ import time
 from typing import Final, Protocol
 
 from modelkeep_platform.core.errors import ModelkeepError
-from modelkeep_platform.core.events import Event, Outcome
-from modelkeep_platform.core.ids import ObjectId
-from modelkeep_platform.core.ports import Entropy, Recorder
-from modelkeep_platform.core.refs import Kind, ResourceRef
+from modelkeep_platform.core.ports import Entropy
 from modelkeep_platform.jobs.queue import JobState, Lease, StaleLeaseError
-from modelkeep_platform.privacy.budgets import ReservationState
-from modelkeep_platform.storage.transactions import System, TenantTransaction
-from modelkeep_platform.training.run import LEASE_S, CancelledError, Parts, Run, StoppingError
-from modelkeep_platform.training.service import reservation_of
+from modelkeep_platform.training.heartbeat import LEASE_S, CancelledError
+from modelkeep_platform.training.run import Parts, Run
 from modelkeep_platform.workers.errors import WorkerError, WorkerTimeoutError
 from modelkeep_platform.workers.process import WorkerProcess
 
 SLOTS: Final = 2
 CLOSE_S: Final = 10.0
-LEFTOVERS_S: Final = 24 * 3600
 _IDLE_S: Final = 0.2
 _LAPSED_EVERY_S: Final = 5.0
 _INTERRUPTED: Final = ("interrupted", "the server stopped while the job ran; start it again")
@@ -45,7 +40,6 @@ class Dispatcher:
 
     Args:
         parts: what every run stands on.
-        recorder: writes how jobs ended.
         runner: starts workers.
         entropy: names this holder.
         slots: how many jobs run at once.
@@ -55,17 +49,18 @@ class Dispatcher:
         self,
         *,
         parts: Parts,
-        recorder: Recorder,
         runner: Runner,
         entropy: Entropy,
         slots: int = SLOTS,
     ) -> None:
         self._parts = parts
         self._stopping = parts.stopping
-        self._recorder = recorder
         self._runner = runner
         self._workers: set[WorkerProcess] = set()
         self._holder = entropy.random_bytes(16).hex()
+        self._looking = threading.Lock()
+        self._looked_at = float("-inf")
+        self._lapsed: set[tuple[str, int]] = set()
         # The kernel kills a worker when the thread that started it ends, so a slot is a thread that stays.
         self._threads = [
             threading.Thread(target=self._serve, name=f"dispatcher-{number}", daemon=True) for number in range(slots)
@@ -77,17 +72,18 @@ class Dispatcher:
             thread.start()
 
     def close(self, *, limit_s: float = CLOSE_S) -> None:
-        """Stop: running jobs end as interrupted, at once where a worker can be told, else when it is killed.
+        """Stop: running jobs end their segment, keep a checkpoint and wait again for a server.
 
         Args:
-            limit_s: how long a worker may keep its slot from ending, in seconds.
+            limit_s: how long they may take for it, in seconds; after that a worker is killed, and its job ended as
+                interrupted.
         """
         self._stopping.set()
         end_s = time.monotonic() + limit_s
         for thread in self._threads:
             if thread.is_alive():
                 thread.join(timeout=max(0.0, end_s - time.monotonic()))
-        # A slot that still waits for its worker (half of a frame, a full socket) sees it die.
+        # A slot that still waits for its worker (a long segment, half of a frame, a full socket) sees it die.
         for worker in list(self._workers):
             worker.kill_soon()
         for thread in self._threads:
@@ -95,11 +91,9 @@ class Dispatcher:
                 thread.join(timeout=limit_s)
 
     def _serve(self) -> None:
-        looked_at = float("-inf")
         while not self._stopping.is_set():
             try:
-                if time.monotonic() - looked_at > _LAPSED_EVERY_S:
-                    looked_at = time.monotonic()
+                if self._look_is_due():
                     self.end_lapsed()
                 if not self.run_one():
                     self._stopping.wait(_IDLE_S)
@@ -108,21 +102,25 @@ class Dispatcher:
                 _log.exception("a slot of the dispatcher met an error and goes on")
                 self._stopping.wait(1.0)
 
-    def end_lapsed(self) -> int:
-        """End jobs whose server died; what they were charged stays charged. Return how many."""
-        with self._parts.database.platform(read_only=True) as tx:
-            lapsed = self._parts.queue.lapsed(tx)
-        return sum(self._end(lease, JobState.FAILED, _INTERRUPTED, fence_off=True) for lease in lapsed)
+    def _look_is_due(self) -> bool:
+        with self._looking:
+            now = time.monotonic()
+            due = now - self._looked_at > _LAPSED_EVERY_S
+            self._looked_at = now if due else self._looked_at
+            return due
 
-    def clear_leftovers(self) -> int:
-        """Delete checkpoints of jobs that failed or were cancelled a day ago; return how many jobs'."""
+    def end_lapsed(self) -> int:
+        """End jobs whose server died; what they were charged stays charged. Return how many.
+
+        A job is taken for lapsed when its lease is over at two looks in a row: when the clock steps forward, a holder
+        that lives renews its lease between them.
+        """
         with self._parts.database.platform(read_only=True) as tx:
-            found = self._parts.queue.leftovers(tx, older_s=LEFTOVERS_S)
-        for tenant, job_id in found:
-            self._parts.uploads.delete(tenant, ObjectId(job_id))
-            with self._parts.database.tenant(tenant, by=System(reason="clear a checkpoint")) as own:
-                self._parts.queue.forget_stored(own, job_id)
-        return len(found)
+            lapsed = {(lease.job.id, lease.fence): lease for lease in self._parts.queue.lapsed(tx)}
+        with self._looking:
+            before, self._lapsed = self._lapsed, set(lapsed)
+        again = [lease for key, lease in lapsed.items() if key in before]
+        return sum(self._parts.endings.end(lease, JobState.FAILED, _INTERRUPTED, fence_off=True) for lease in again)
 
     def run_one(self) -> bool:
         """Claim and run one job; return whether there was one."""
@@ -130,17 +128,21 @@ class Dispatcher:
             lease = self._parts.queue.claim(tx, self._holder, lease_s=LEASE_S)
         if lease is None:
             return False
+        failure = self._see_through(lease)
+        if failure is not None:
+            self._parts.endings.end(lease, *failure)
+        return True
+
+    def _see_through(self, lease: Lease) -> tuple[JobState, tuple[str, str] | None] | None:
+        """Run a job; return how it ended otherwise than by its success, with code and message of a failure."""
         worker: WorkerProcess | None = None
-        state, error, version = JobState.FAILED, ("internal", "something went wrong on the platform"), None
+        error = ("internal", "something went wrong on the platform")
         try:
             worker = self._runner.start()
             self._workers.add(worker)
-            version = Run(self._parts, lease, worker).work()
-            state = JobState.SUCCEEDED
+            Run(self._parts, lease, worker).work()
         except CancelledError:
-            state = JobState.CANCELLED
-        except StoppingError:
-            error = _INTERRUPTED
+            return JobState.CANCELLED, None
         except StaleLeaseError:
             _log.warning("job %s was taken over", lease.job.id)
         except ModelkeepError as exc:
@@ -150,50 +152,10 @@ class Dispatcher:
         except Exception as exc:  # noqa: BLE001 -- the job's edge
             # The type alone: the message of a foreign exception may hold what it was working on.
             _log.error("job %s failed: %s", lease.job.id, type(exc).__name__)
+        else:
+            return None
         finally:
             if worker is not None:
                 self._workers.discard(worker)
                 worker.kill()
-        self._end(lease, state, error if state is JobState.FAILED else None, version)
-        return True
-
-    def _end(
-        self,
-        lease: Lease,
-        state: JobState,
-        error: tuple[str, str] | None,
-        version: int | None = None,
-        *,
-        fence_off: bool = False,
-    ) -> bool:
-        """Return what was not charged and end the job, unless another has; the worker is gone, or is fenced off."""
-        try:
-            with self._parts.database.platform() as tx:
-                own = tx.as_tenant(lease.job.tenant)
-                if fence_off:
-                    lease = self._parts.queue.fence_off(own, lease)
-                self._parts.queue.finish(own, lease, state, error=error, result_version=version)
-                reservation, owner = reservation_of(own, lease.job.id)
-                if reservation is not None and state is not JobState.SUCCEEDED:
-                    self._release(tx.as_tenant(owner), reservation, lease)
-                facts: dict[str, str | int] = {"state": str(state), "fence": lease.fence}
-                if error is not None:
-                    facts["error"] = error[0]
-                event = Event(
-                    tenant=lease.job.tenant,
-                    action="job:end",
-                    outcome=Outcome.DONE if state is JobState.SUCCEEDED else Outcome.FAILED,
-                    ref=ResourceRef(owner=lease.job.tenant, kind=Kind.JOB, object_id=ObjectId(lease.job.id)),
-                    facts=facts,
-                )
-                self._recorder.record(tx, event)
-            if state is JobState.SUCCEEDED:
-                self._parts.uploads.delete(lease.job.tenant, ObjectId(lease.job.id))
-        except StaleLeaseError:
-            _log.warning("job %s was ended by another", lease.job.id)
-            return False
-        return True
-
-    def _release(self, owners: TenantTransaction, reservation: ObjectId, lease: Lease) -> None:
-        if self._parts.ledger.get(owners, reservation).state is ReservationState.OPEN:
-            self._parts.ledger.release(owners, reservation, lease.fence)
+        return JobState.FAILED, error

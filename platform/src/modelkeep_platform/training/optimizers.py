@@ -1,13 +1,14 @@
 """SGD, with momentum, and Adam, as a job declares them: torch's own arithmetic, operation by operation.
 
 Constructing a class of `torch.optim` imports torch's compiler, some four seconds of every job (docs/adr/0060). Only
-what a declaration can say is here: no schedules, no state that is kept or loaded, parameters on the processor.
+what a declaration can say is here: no schedules, parameters on the processor. `training.state` names what is kept.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from modelkeep_platform.training import spec
+from modelkeep_platform.training.state import STEPS
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +26,12 @@ class Stepping(Protocol):
     def zero_grad(self) -> None:
         """Forget every gradient."""
 
+    def kept(self, at: int) -> "dict[str, torch.Tensor]":
+        """Return what is kept of the parameter at that place: slot to tensor; empty before its first step."""
+
+    def keep(self, at: int, kept: "Mapping[str, torch.Tensor]") -> None:
+        """Go on with what `kept` returned for that place."""
+
 
 class _Parameters:
     def __init__(self, parameters: "Iterable[torch.nn.Parameter]", *, weight_decay: float) -> None:
@@ -32,6 +39,7 @@ class _Parameters:
         self._weight_decay = weight_decay
 
     def zero_grad(self) -> None:
+        """Forget every gradient."""
         for parameter in self._parameters:
             parameter.grad = None
 
@@ -82,6 +90,16 @@ class Sgd(_Parameters):
                     gradient = buffer
                 parameter.add_(gradient, alpha=-self._learning_rate)
 
+    def kept(self, at: int) -> "dict[str, torch.Tensor]":
+        """Return the momentum of a parameter."""
+        buffer = self._buffers.get(at)
+        return {} if buffer is None else {"momentum": buffer}
+
+    def keep(self, at: int, kept: "Mapping[str, torch.Tensor]") -> None:
+        """Go on with a momentum."""
+        if self._momentum != 0.0:
+            self._buffers[at] = kept["momentum"].clone()
+
 
 class Adam(_Parameters):
     """Adam (Kingma and Ba 2015, algorithm 1; torch.optim.Adam without AMSGrad).
@@ -130,6 +148,17 @@ class Adam(_Parameters):
                 size = self._learning_rate / (1 - first_beta**steps)
                 denominator = (second.sqrt() / (1 - second_beta**steps) ** 0.5).add_(self._eps)
                 parameter.addcdiv_(first, denominator, value=-size)
+
+    def kept(self, at: int) -> "dict[str, torch.Tensor]":
+        """Return both moments of a parameter, and how many steps they are of."""
+        import torch
+
+        found = self._moments.get(at)
+        return {} if found is None else {"first": found[0], "second": found[1], STEPS: torch.tensor([found[2]])}
+
+    def keep(self, at: int, kept: "Mapping[str, torch.Tensor]") -> None:
+        """Go on with moments; those of no step are where Adam begins."""
+        self._moments[at] = (kept["first"].clone(), kept["second"].clone(), int(kept[STEPS]))
 
 
 def optimizer(chosen: spec.Optimizer, parameters: "Iterable[torch.nn.Parameter]") -> Stepping:

@@ -1,90 +1,52 @@
-"""One job, from claim to weights: briefs the worker, charges each segment before it runs, takes what was trained.
+"""One job, from claim to version: charges each segment before it runs, keeps checkpoints, makes the version.
 
-The worker is not believed: segments are counted here, the trained graph is made here, its weights are admitted like an
-upload, and of its failures only a code from a closed list is shown (its words could hold a row).
+What the worker says is heard by `dialogue`; here is what is done about it. Segments are counted here, the trained graph
+is made here, and its weights are admitted like an upload. A server that stops lets the worker end its segment, keeps a
+checkpoint, and puts the job back into the queue: the next run goes on there, and no step is charged or run twice.
 """
 
-import builtins
 import logging
 import threading
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from itertools import chain
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import msgspec
 
-from modelkeep_platform.core.errors import IntegrityError, UnprocessableError
+from modelkeep_platform.core.errors import IntegrityError
 from modelkeep_platform.core.ids import ObjectId, TenantId
 from modelkeep_platform.core.ports import EpochSource, Sealer
 from modelkeep_platform.core.refs import Kind, ResourceRef
-from modelkeep_platform.core.sealing import Purpose, Suite
+from modelkeep_platform.core.sealing import Purpose
 from modelkeep_platform.datasets.service import DatasetService
 from modelkeep_platform.datasets.spec import DatasetSpec, to_builtins
 from modelkeep_platform.jobs.queue import JobQueue, Lease
-from modelkeep_platform.models import safetensors_check
-from modelkeep_platform.models.graph.format import Graph, with_affine
 from modelkeep_platform.models.graph.format import parse as parse_graph
+from modelkeep_platform.models.graph.format import with_affine
+from modelkeep_platform.models.rows import Allocated
+from modelkeep_platform.models.safetensors_check import admitted
 from modelkeep_platform.models.service import ModelService
 from modelkeep_platform.models.trained import TrainedModels
 from modelkeep_platform.privacy.grid import fit_grid
 from modelkeep_platform.privacy.ledger import BudgetLedger
 from modelkeep_platform.privacy.plan import MechanismPlan, RanMechanism
 from modelkeep_platform.storage.database import Database
-from modelkeep_platform.storage.tables.training import training_jobs
 from modelkeep_platform.storage.transactions import System
+from modelkeep_platform.training import state
+from modelkeep_platform.training.dialogue import Checkpoint, Dialogue, Done, Segment
+from modelkeep_platform.training.endings import JobEndings
 from modelkeep_platform.training.entitlement import Entitlement
-from modelkeep_platform.training.service import Payload
-from modelkeep_platform.uploads.service import UploadService
-from modelkeep_platform.workers.channel_sync import SyncChannel
-from modelkeep_platform.workers.child import FAULT, READY
-from modelkeep_platform.workers.errors import FrameError, WorkerDiedError
-from modelkeep_platform.workers.frames import Frame
+from modelkeep_platform.training.heartbeat import MAX_JOB_S, Heartbeat, StoppingError
+from modelkeep_platform.training.payload import Payload, open_payload
+from modelkeep_platform.training.rows import subject_of
+from modelkeep_platform.uploads.artifacts import Artifacts
+from modelkeep_platform.workers.errors import FrameError
 from modelkeep_platform.workers.process import WorkerProcess
 
-LEASE_S: Final = 30
-MAX_JOB_S: Final = 6 * 3600.0
 MAX_SEGMENT_STEPS: Final = 50
 _SEGMENTS: Final = 40
-_RENEW_S: Final = 1.0
-_WAIT_S: Final = 0.5
-_SEND_S: Final = 60.0
 _SYSTEM: Final = System(reason="run a job")
 
 _log = logging.getLogger(__name__)
-
-FAULTS: Final[Mapping[str, str]] = {
-    "batch_coupled": "an operation of the model mixes the records of a batch; keep the batch in the first dimension",
-    "diverged": "the weights are not finite numbers any more; take a smaller learning rate",
-    "layer_not_private": "a layer of the model cannot be trained privately; plan the job to see which",
-    "out_of_memory": "the job ran out of memory; take a smaller `microbatch` or a smaller model",
-}
-"""Every failure a worker may name, in our own words; anything else is shown as `job_failed`."""
-
-
-class JobFailedError(UnprocessableError):
-    """The job cannot be done as declared; the message holds no data."""
-
-    code = "job_failed"
-
-
-class CancelledError(Exception):
-    """The owner asked for the job to end."""
-
-
-class StoppingError(Exception):
-    """The server is stopping."""
-
-
-class _Segment(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    number: int
-    steps: int
-
-
-class _Blob(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    step: int
-    last: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,9 +60,10 @@ class Parts:
         datasets: gives rows.
         models: gives weights to go on from.
         trained: takes what was trained.
-        uploads: keeps checkpoints.
+        artifacts: keeps checkpoints.
         sealer: opens what the service sealed.
         entitlement: says whether a job may go on.
+        endings: ends jobs.
         epoch: moves with everything that could change that.
         max_job_s: how long one job may take.
         stopping: set when the server stops.
@@ -112,9 +75,10 @@ class Parts:
     datasets: DatasetService
     models: ModelService
     trained: TrainedModels
-    uploads: UploadService
+    artifacts: Artifacts
     sealer: Sealer
     entitlement: Entitlement
+    endings: JobEndings
     epoch: EpochSource
     max_job_s: float = MAX_JOB_S
     stopping: threading.Event = field(default_factory=threading.Event)
@@ -131,230 +95,194 @@ class Run:
     Args:
         parts: what it stands on.
         lease: the right to run it.
-        worker: a started worker; who started it kills it.
+        worker: a started worker; who started it ends it.
     """
 
     def __init__(self, parts: Parts, lease: Lease, worker: WorkerProcess) -> None:
         self._parts = parts
         self._lease = lease
-        self._worker = worker
-        self._channel = SyncChannel(worker.connection)
+        self._heartbeat = Heartbeat(
+            database=parts.database,
+            queue=parts.queue,
+            lease=lease,
+            stopping=parts.stopping,
+            max_job_s=parts.max_job_s,
+        )
+        self._dialogue = Dialogue(worker, self._heartbeat, job_id=lease.job.id)
         self._tenant = lease.job.tenant
         self._job_id = ObjectId(lease.job.id)
-        self._started = time.monotonic()
-        self._renewed_at = float("-inf")
-        self._segments = 0
-        self._charged = 0
-        self._checkpoint_at = 0
+        self._begin = self._charged = self._checkpoint_at = lease.job.step
         self._entitled_in: int | None = None
 
-    def work(self) -> int:
-        """See the job through; return the version it made.
+    def work(self) -> None:
+        """See the job through to its version; it has succeeded when this returns, or waits again for a server.
 
         Raises:
             CancelledError: the owner cancelled it.
-            StoppingError: the server is stopping.
             ModelkeepError: it failed; code and message may be shown to its owner.
         """
-        self._payload = self._open_payload()
+        self._payload = open_payload(self._parts.sealer, self._tenant, self._job_id, self._lease.job.payload)
         self._graph = parse_graph(self._payload.graph)
         with self._parts.database.tenant(self._tenant, by=_SYSTEM, read_only=True) as tx:
-            row = tx.first(tx.select(training_jobs).where(training_jobs.c.job_id == self._job_id))
-        if row is None:
-            raise IntegrityError("the job's declaration is gone", code="job_damaged")
-        self._owner, self._dataset_id = TenantId(row["dataset_owner"]), ObjectId(row["dataset_id"])
-        self._reservation: ObjectId | None = row["reservation_id"]
-        self._dataset = self._parts.datasets.declaration(self._owner, self._dataset_id)
+            subject = subject_of(tx, self._job_id)
+        if subject is None or (subject.reservation is None) != (self._payload.plan is None):
+            # Without its reservation a private job would run unpaid.
+            raise IntegrityError("the job's declaration is gone or was changed", code="job_damaged")
+        self._subject = subject
+        self._dataset = self._parts.datasets.declaration(self._subject.dataset_owner, self._subject.dataset_id)
         self._refuse_revoked()
         self._total = self._payload.spec.steps
         self._segment = segment_steps(self._total)
+        self._segments = self._begin // self._segment
         self._step_cost = _StepCost(self._payload.plan, self._dataset)
-        self._receive(READY)
-        self._brief()
-        return self._follow()
+        try:
+            self._brief()
+            self._train()
+        except StoppingError:
+            self._put_back()
 
-    def _open_payload(self) -> Payload:
-        opened = self._parts.sealer.open(
-            self._tenant,
-            self._job_id,
-            self._lease.job.payload,
-            purpose=Purpose.GRAPH,
-            version=1,
-            name="job",
-            suite=Suite.SMALL,
-        )
-        return msgspec.msgpack.decode(opened, type=Payload)
+    def _train(self) -> None:
+        while not isinstance(said := self._dialogue.hear(), Done):
+            if isinstance(said, Segment):
+                self._heartbeat.stoppable = False
+                if self._heartbeat.stopping:
+                    self._stop(said)
+                    return
+                self._charge(said)
+                self._dialogue.go()
+            else:
+                self._keep(said)
+        self._finish(said)
 
     def _brief(self) -> None:
-        """Tell the worker what to do and stream it the rows and, if there are any, the weights to go on from."""
-        payload = self._payload
-        fields = {
+        """Tell the worker what to do, and stream it the rows and whatever it is to go on from."""
+        payload, subject = self._payload, self._subject
+        job = {
             "spec": msgspec.to_builtins(payload.spec),
             "plan": None if payload.plan is None else msgspec.to_builtins(payload.plan),
             "dataset": to_builtins(self._dataset),
             "base": payload.base_model is not None,
             "segment_steps": self._segment,
+            "begin": self._begin,
         }
-        self._send(Frame(kind="job", fields=fields, buffers=[payload.graph]))
-        self._stream("rows", self._parts.datasets.open_rows(self._owner, self._dataset_id))
-        if payload.base_model is not None:
+        self._dialogue.brief(job, payload.graph)
+        rows = self._parts.datasets.open_rows(subject.dataset_owner, subject.dataset_id)
+        self._dialogue.stream("rows", rows)
+        if self._begin:
+            kept = self._parts.artifacts.read(self._tenant, self._job_id, self._begin, Purpose.CHECKPOINT)
+            self._dialogue.stream("state", kept)
+        elif payload.base_model is not None:
             base_owner, model_id, version = payload.base_model
             weights = self._parts.models.open_weights(TenantId(base_owner), ObjectId(model_id), version)
-            self._stream("weights", weights)
+            self._dialogue.stream("weights", weights)
 
-    def _stream(self, kind: str, chunks: Iterator[bytes]) -> None:
-        for chunk in chunks:
-            self._send(Frame(kind=kind, fields={"last": False}, buffers=[chunk]))
-            self._renew()
-        self._send(Frame(kind=kind, fields={"last": True}))
-
-    def _follow(self) -> int:
-        while True:
-            frame = self._receive("segment", "blob", "done")
-            if frame.kind == "segment":
-                self._charge(frame.read(_Segment))
-            elif frame.kind == "blob":
-                self._keep_checkpoint(frame)
-            else:
-                return self._finish(frame)
-
-    def _charge(self, asked: _Segment) -> None:
-        """Charge a segment durably, then let the worker take its first step."""
-        steps = min(self._segment, self._total - self._charged)
-        # INVARIANT: a segment is run once. The ledger takes the same number twice as a repetition and charges nothing,
-        # so a worker that repeated one would run for free.
-        if asked != _Segment(self._segments, steps) or steps < 1:
-            raise FrameError("the worker asked for other steps than were declared, and was ended")
-        self._renew(force=True)
+    def _charge(self, asked: Segment) -> None:
+        """Charge a segment durably; the worker takes its first step after that."""
+        steps = self._due(asked)
+        self._heartbeat.beat(force=True)
         # INVARIANT: nothing is charged, and no step runs, for whom the decision of now would refuse.
         self._refuse_revoked()
-        parts, lease = self._parts, self._lease
+        parts, lease, subject = self._parts, self._lease, self._subject
         with parts.database.platform() as tx:
             own = tx.as_tenant(self._tenant)
-            if self._payload.plan is not None:
-                parts.ledger.charge(
-                    tx.as_tenant(self._owner), self._reserved(), steps, lease.fence, segment=self._segments
-                )
+            if subject.reservation is not None:
+                owners = tx.as_tenant(subject.dataset_owner)
+                parts.ledger.charge(owners, subject.reservation, steps, lease.fence, segment=self._segments)
             spent = self._step_cost.epsilon(self._charged + steps)
             parts.queue.progress(own, lease, step=self._charged, epsilon_charged=spent)
             if self._segments == 0:
                 parts.queue.log(own, lease, _opening(self._payload))
+            elif self._charged == self._begin:
+                parts.queue.log(own, lease, f"training goes on after step {self._begin}")
         self._segments += 1
         self._charged += steps
-        self._send(Frame(kind="go"))
+
+    def _due(self, asked: Segment) -> int:
+        """Return how many steps the next segment has, if it is what the worker asks for."""
+        steps = min(self._segment, self._total - self._charged)
+        # INVARIANT: a segment is run once. The ledger takes the same number twice as a repetition and charges nothing,
+        # so a worker that repeated one would run for free.
+        if asked != Segment(self._segments, steps) or steps < 1:
+            raise FrameError("the worker asked for other steps than were declared, and was ended")
+        return steps
+
+    def _stop(self, asked: Segment) -> None:
+        """Keep a checkpoint in place of the segment that the worker asks for, and let the job wait again."""
+        self._due(asked)
+        self._heartbeat.beat(force=True)
+        if self._charged > self._checkpoint_at:
+            self._dialogue.stop()
+            sent = self._dialogue.hear()
+            if not isinstance(sent, Checkpoint) or sent.step != self._charged:
+                raise FrameError("the worker was told to stop and went on, and was ended")
+            self._store(sent)
+        self._put_back()
+
+    def _put_back(self) -> None:
+        """Let the job wait for another server, or this one when it is back; what it was charged, it ran."""
+        parts, lease, step = self._parts, self._lease, self._charged
+        with parts.database.tenant(self._tenant, by=_SYSTEM) as tx:
+            parts.queue.put_back(tx, lease, step=step, epsilon_charged=self._step_cost.epsilon(step))
+        _log.info("job %s waits again, after step %d of %d", self._job_id, step, self._total)
 
     def _refuse_revoked(self) -> None:
         """Ask again whether the job may go on, if anything that could change that has changed since."""
-        epoch = self._parts.epoch.current()
-        if epoch == self._entitled_in and not self._shared:
+        subject, epoch, base = self._subject, self._parts.epoch.current(), self._payload.base_model
+        # A grant also ends by the clock, which moves no epoch.
+        foreign = subject.dataset_owner != self._tenant or (base is not None and base[0] != self._tenant)
+        if epoch == self._entitled_in and not foreign:
             return
-        ref = ResourceRef(owner=self._owner, kind=Kind.DATASET, object_id=self._dataset_id)
-        self._parts.entitlement.check(self._lease.job, dataset=ref, name=self._dataset.name)
+        ref = ResourceRef(owner=subject.dataset_owner, kind=Kind.DATASET, object_id=subject.dataset_id)
+        self._parts.entitlement.check(self._lease.job, payload=self._payload, dataset=ref, name=self._dataset.name)
         self._entitled_in = epoch
 
-    @property
-    def _shared(self) -> bool:
-        # A grant also ends by the clock, which moves no epoch.
-        return self._owner != self._tenant
-
-    def _reserved(self) -> ObjectId:
-        if self._reservation is None:
-            raise IntegrityError("a private job has no reservation", code="job_damaged")
-        return self._reservation
-
-    def _keep_checkpoint(self, first: Frame) -> None:
-        step, every = first.read(_Blob).step, self._payload.spec.checkpoint_every
+    def _keep(self, sent: Checkpoint) -> None:
+        step, every = sent.step, self._payload.spec.checkpoint_every
         if every is None or step % every or not self._checkpoint_at < step <= self._charged:
             raise FrameError("the worker sent a checkpoint that was not asked for, and was ended")
-        parts = self._parts
-        weights = admitted(self._blobs(first, step), self._graph)
-        parts.uploads.write_artifact(self._tenant, self._job_id, step, Purpose.CHECKPOINT, weights)
-        if self._checkpoint_at:
-            parts.uploads.delete(self._tenant, self._job_id, self._checkpoint_at)
-        self._checkpoint_at = step
-        self._log(f"checkpoint at step {step}, sealed")
+        self._store(sent)
 
-    def _finish(self, frame: Frame) -> int:
-        parts, payload, lease = self._parts, self._payload, self._lease
+    def _store(self, sent: Checkpoint) -> None:
+        parts, step = self._parts, sent.step
+        kept = admitted(sent.chunks, state.tensors(self._payload.spec.optimizer, self._graph.parameters()))
+        parts.artifacts.write(self._tenant, self._job_id, step, Purpose.CHECKPOINT, kept)
+        if self._checkpoint_at:
+            parts.artifacts.delete(self._tenant, self._job_id, self._checkpoint_at)
+        self._checkpoint_at = step
+        with parts.database.tenant(self._tenant, by=_SYSTEM) as tx:
+            parts.queue.log(tx, self._lease, f"checkpoint at step {step}, sealed")
+
+    def _finish(self, done: Done) -> None:
         if self._charged != self._total:
             raise FrameError("the worker ended before its last step")
         self._refuse_revoked()
-        with parts.database.platform() as tx:
-            if payload.plan is not None:
-                # INVARIANT: nothing is released whose steps were not all charged before they ran.
-                ran = frame.read(RanMechanism)
-                parts.ledger.commit(tx.as_tenant(self._owner), self._reserved(), lease.fence, ran=ran)
-            spent = self._step_cost.epsilon(self._total)
-            parts.queue.progress(tx.as_tenant(self._tenant), lease, step=self._total, epsilon_charged=spent)
         graph = self._graph
-        if payload.base_model is None:
+        if self._payload.base_model is None:
             # The worker scaled each feature by the declared bounds; the served model takes raw units and scales them.
             graph = with_affine(graph, *self._dataset.scaling())
-        first = self._receive("blob")
-        version = parts.trained.register(
-            owner=self._tenant,
-            name=payload.spec.into,
-            graph=graph,
-            weights=admitted(self._blobs(first, 0), graph),
-            principal=lease.job.principal,
-            job_id=self._job_id,
-            provenance={"dataset": payload.spec.dataset, "privacy": _label(payload.plan)},
-            check_lease=lambda tx: parts.queue.check(tx, lease),
+        new = self._begin_version()
+        made = self._parts.trained.store(self._tenant, new, graph, self._dialogue.result())
+        # INVARIANT: nothing becomes visible of a job that the decision of now would refuse.
+        self._refuse_revoked()
+        self._parts.endings.succeed(
+            self._lease, made, ran=self._ran(done), epsilon_charged=self._step_cost.epsilon(self._total)
         )
-        self._log(f"trained; `{payload.spec.into}` version {version}")
-        return version
 
-    def _blobs(self, frame: Frame, step: int) -> Iterator[bytes]:
-        while True:
-            head = frame.read(_Blob)
-            if head.step != step or len(frame.buffers) != (0 if head.last else 1):
-                raise FrameError("the worker mixed up what it sent, and was ended")
-            if head.last:
-                # Whoever lost the lease while it received must not make what was received visible.
-                self._renew(force=True)
-                return
-            yield bytes(frame.buffers[0])
-            self._renew()
-            frame = self._receive("blob")
+    def _ran(self, done: Done) -> RanMechanism | None:
+        """Return what ran in all: a worker tells of itself alone, and each step before it was run by another."""
+        return None if done.ran is None else replace(done.ran, steps=self._begin + done.ran.steps)
 
-    def _send(self, frame: Frame) -> None:
-        try:
-            self._channel.send(frame, timeout_s=_SEND_S)
-        except WorkerDiedError:
-            raise self._worker.death() from None
-
-    def _receive(self, *kinds: str) -> Frame:
-        """Return the next frame, renewing the lease and heeding cancellation while it waits."""
-        while not self._channel.wait(_WAIT_S):
-            self._renew()
-        try:
-            frame = self._channel.receive(timeout_s=_SEND_S)
-        except WorkerDiedError:
-            raise self._worker.death() from None
-        if frame.kind == FAULT:
-            _log.warning("the worker of job %s failed: %s", self._job_id, fault_type(frame))
-            raise fault(frame)
-        if frame.kind not in kinds:
-            raise FrameError("the worker sent what was not expected, and was ended")
-        return frame
-
-    def _renew(self, *, force: bool = False) -> None:
-        if self._parts.stopping.is_set():
-            raise StoppingError
-        now = time.monotonic()
-        if now - self._started > self._parts.max_job_s:
-            raise JobFailedError("the job took longer than a job may; take fewer steps", code="job_timeout")
-        if not force and now - self._renewed_at < _RENEW_S:
-            return
-        self._renewed_at = now
+    def _begin_version(self) -> Allocated:
+        payload = self._payload
         with self._parts.database.tenant(self._tenant, by=_SYSTEM) as tx:
-            cancelled = self._parts.queue.renew(tx, self._lease, lease_s=LEASE_S)
-        if cancelled:
-            raise CancelledError
-
-    def _log(self, text: str) -> None:
-        with self._parts.database.tenant(self._tenant, by=_SYSTEM) as tx:
-            self._parts.queue.log(tx, self._lease, text)
+            self._parts.queue.check(tx, self._lease)
+            return self._parts.trained.begin(
+                tx,
+                payload.spec.into,
+                job_id=self._job_id,
+                principal=self._lease.job.principal,
+                provenance={"dataset": payload.spec.dataset, "privacy": _label(payload.plan)},
+            )
 
 
 class _StepCost:
@@ -368,45 +296,6 @@ class _StepCost:
     def epsilon(self, steps: int) -> float | None:
         """Return ε of `steps` steps; None for a job without privacy."""
         return None if self._grid is None else self._grid.epsilon([unit * steps for unit in self._cost])
-
-
-def fault_type(frame: Frame) -> str:
-    """Return the type of a worker's exception for the operator's log, if Python has such a type; no word of its own."""
-    name = str(frame.fields.get("type", ""))
-    known = getattr(builtins, name, None)
-    return name if isinstance(known, type) and issubclass(known, BaseException) else "no type of Python's own"
-
-
-def fault(frame: Frame) -> JobFailedError:
-    """Return the error of a worker's fault: by its code, never in its words."""
-    code = str(frame.fields.get("code", ""))
-    if frame.fields.get("type") == "MemoryError":
-        code = "out_of_memory"
-    if code in FAULTS:
-        return JobFailedError(FAULTS[code], code=code)
-    return JobFailedError("the training failed; check that the shapes of the model, the loss and the dataset agree")
-
-
-def admitted(chunks: Iterable[bytes], graph: Graph) -> Iterator[bytes]:
-    """Yield a worker's weights, after checking that they hold exactly the tensors of `graph`.
-
-    Raises:
-        UnprocessableError: they do not; what was yielded before must not become visible.
-    """
-    source = iter(chunks)
-    head = next(source, b"")
-    # Its length is what its header and the graph say, whatever is sent.
-    prefix = safetensors_check.PREFIX_BYTES
-    total = prefix + int.from_bytes(head[:prefix], "little") + graph.parameter_bytes()
-    head = safetensors_check.check_stream(head, source, total, graph.parameters())
-    count = 0
-    for chunk in chain([head], source):
-        count += len(chunk)
-        if count > total:
-            break  # nothing past the end is written: a worker could fill the disk
-        yield chunk
-    if count != total:
-        raise safetensors_check.WeightsError("the weights are shorter or longer than their header says")
 
 
 def _opening(payload: Payload) -> str:

@@ -21,12 +21,13 @@ from modelkeep_platform.core.events import Event, Facts, Outcome
 from modelkeep_platform.core.ids import ObjectId, TenantId
 from modelkeep_platform.core.ports import Authorizer, Recorder, Sealer
 from modelkeep_platform.core.refs import Kind, ResourceRef, collection, missing
-from modelkeep_platform.core.sealing import Purpose, Suite
 from modelkeep_platform.datasets.service import Dataset, DatasetService
-from modelkeep_platform.jobs.queue import Job, JobQueue, JobState, sort_key
+from modelkeep_platform.jobs.queue import Job, JobQueue, sort_key
+from modelkeep_platform.models.events import model_event
 from modelkeep_platform.models.graph.format import Graph, with_affine
 from modelkeep_platform.models.graph.format import parse as parse_graph
 from modelkeep_platform.models.service import ModelService
+from modelkeep_platform.models.values import ServableVersion
 from modelkeep_platform.privacy.budgets import PlannedJob
 from modelkeep_platform.privacy.ledger import BudgetLedger
 from modelkeep_platform.privacy.ops import check_private_ops
@@ -34,7 +35,11 @@ from modelkeep_platform.privacy.plan import MechanismPlan
 from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.pages import Page, PageRequest, page_of
 from modelkeep_platform.storage.tables.training import training_jobs
-from modelkeep_platform.storage.transactions import System, TenantTransaction
+from modelkeep_platform.storage.transactions import System
+from modelkeep_platform.training import state
+from modelkeep_platform.training.endings import JobEndings
+from modelkeep_platform.training.payload import Payload, seal_payload
+from modelkeep_platform.training.rows import subject_of
 from modelkeep_platform.training.shapes import check_shapes
 from modelkeep_platform.training.spec import InvalidJobError, JobModel, JobSpec, parse
 from modelkeep_platform.training.values import JobFailure, JobResult, LogLine, Plan, Progress, TrainingJob
@@ -45,15 +50,6 @@ MAX_PLANS_AT_ONCE: Final = 2
 _CURSOR_CHARS: Final = 16
 
 
-class Payload(msgspec.Struct, frozen=True, kw_only=True):
-    """What a job's worker needs to know; sealed under the job's key."""
-
-    spec: JobSpec
-    graph: bytes
-    plan: MechanismPlan | None
-    base_model: tuple[str, str, int] | None  # owner, model id, version of the weights to go on from
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Prepared:
     caller: TenantId
@@ -61,7 +57,7 @@ class _Prepared:
     dataset: Dataset
     decision: Decision
     graph: Graph
-    base_model: tuple[str, str, int] | None
+    base: ServableVersion | None
 
 
 class TrainingService:
@@ -76,7 +72,8 @@ class TrainingService:
         datasets: what is trained on.
         models: what is trained.
         sealer: seals what workers need.
-        uploads: keeps what jobs make, and knows how much room there is for it.
+        uploads: knows how much room there is for what jobs make.
+        endings: ends jobs that are cancelled.
     """
 
     def __init__(
@@ -91,8 +88,10 @@ class TrainingService:
         models: ModelService,
         sealer: Sealer,
         uploads: UploadService,
+        endings: JobEndings,
     ) -> None:
         self._uploads = uploads
+        self._endings = endings
         self._database = database
         self._authorizer = authorizer
         self._recorder = recorder
@@ -152,18 +151,16 @@ class TrainingService:
         job_id = ObjectId(self._queue.new_id())
         with self._database.tenant(caller.tenant, by=caller) as tx:
             self._sealer.create_key(tx, caller.tenant, job_id)
-        # The graph travels beside the declaration: within it, it would count against the bounds of a frame's header.
         declared = msgspec.structs.replace(prepared.spec, model=JobModel())
-        payload = Payload(spec=declared, graph=prepared.graph.to_json(), plan=plan, base_model=prepared.base_model)
-        sealed = self._sealer.seal(
-            caller.tenant,
-            job_id,
-            msgspec.msgpack.encode(payload),
-            purpose=Purpose.GRAPH,
-            version=1,
-            name="job",
-            suite=Suite.SMALL,
+        base = prepared.base
+        payload = Payload(
+            spec=declared,
+            graph=prepared.graph.to_json(),
+            plan=plan,
+            base_model=None if base is None else (base.ref.owner, base.ref.object_id, base.version),
+            base_alias="" if base is None else base.alias,
         )
+        sealed = seal_payload(self._sealer, caller.tenant, job_id, payload)
         try:
             job = self._enqueue(caller, prepared, plan, job_id, sealed)
         except Exception:
@@ -188,14 +185,7 @@ class TrainingService:
         """Ask for a job to end. What it ran stays charged; the rest returns when its worker is gone."""
         job = self._require(caller, Action.JOB_CANCEL, job_id)
         with self._database.platform() as tx:
-            own = tx.as_tenant(caller.tenant)
-            asked = self._queue.request_cancel(own, job.id)
-            after = self._queue.find(own, job.id)
-            # It ended in this very transaction: nobody had claimed it.
-            if asked and after is not None and after.state is JobState.CANCELLED:
-                reservation, owner = reservation_of(own, job.id)
-                if reservation is not None:
-                    self._ledger.release(tx.as_tenant(owner), reservation, after.fence + 1)
+            self._endings.cancel(tx, job, by=caller)
             self._recorder.record(tx, _event(caller, Action.JOB_CANCEL, ObjectId(job.id)))
         return self.get(caller, job_id)
 
@@ -218,9 +208,9 @@ class TrainingService:
             models = collection(caller.tenant, Kind.MODEL)
             self._authorizer.require(caller, Action.MODEL_CREATE, models, {"name": spec.into})
         dataset, decision = self._datasets.resolve_for_training(caller, spec.dataset)
-        graph, base_model = self._model(caller, spec)
+        graph, base = self._model(caller, spec)
         check_shapes(graph, dataset.spec, spec.loss)
-        if base_model is None:
+        if base is None:
             # What will be served has one operation more; a graph that has no room for it must not cost anything.
             with_affine(graph, *dataset.spec.scaling())
         if dataset.spec.private and spec.privacy is None:
@@ -232,16 +222,14 @@ class TrainingService:
             raise InvalidJobError(f"the dataset `{spec.dataset}` is public and has no budget: leave `privacy` out")
         if spec.privacy is not None:
             check_private_ops(graph.operations())
-        return _Prepared(
-            caller=caller.tenant, spec=spec, dataset=dataset, decision=decision, graph=graph, base_model=base_model
-        )
+        return _Prepared(caller=caller.tenant, spec=spec, dataset=dataset, decision=decision, graph=graph, base=base)
 
-    def _model(self, caller: TenantCaller, spec: JobSpec) -> tuple[Graph, tuple[str, str, int] | None]:
+    def _model(self, caller: TenantCaller, spec: JobSpec) -> tuple[Graph, ServableVersion | None]:
         if spec.model.graph is not None:
             return parse_graph(msgspec.json.encode(spec.model.graph)), None
         version = None if spec.model.version is None else str(spec.model.version)
         found = self._models.resolve_version(caller, spec.model.name or "", version, Action.MODEL_EXPORT)
-        return found.graph, (found.ref.owner, found.ref.object_id, found.version)
+        return found.graph, found
 
     @contextmanager
     def _calibrating(self, tenant: TenantId) -> Iterator[None]:
@@ -334,6 +322,19 @@ class TrainingService:
                     facts={**facts, "job": job_id},
                 ),
             )
+            base = prepared.base
+            if base is not None:
+                # The worker gets the weights: in the log of their owner that is what a download is.
+                taken = model_event(
+                    caller,
+                    Action.MODEL_EXPORT,
+                    base.ref.object_id,
+                    Outcome.DONE,
+                    owner=base.ref.owner,
+                    version=base.version,
+                    job=job_id,
+                )
+                self._recorder.record(tx, taken)
         return job
 
     def _require(self, caller: TenantCaller, action: Action, job_id: str) -> Job:
@@ -348,12 +349,12 @@ class TrainingService:
 
     def _show(self, tenant: TenantId, job: Job) -> TrainingJob:
         with self._database.tenant(tenant, by=System(reason="show a job"), read_only=True) as tx:
-            row = tx.first(tx.select(training_jobs).where(training_jobs.c.job_id == job.id))
+            subject = subject_of(tx, job.id)
         return TrainingJob(
             id=job.id,
             name=job.name,
             state=job.state,
-            dataset="" if row is None else row["dataset"],
+            dataset="" if subject is None else subject.dataset,
             into=job.name,
             created_at=job.created_at,
             started_at=job.started_at,
@@ -366,16 +367,9 @@ class TrainingService:
 
 
 def _stored_bytes(prepared: _Prepared) -> int:
-    """Return what a job sets aside: its result, and checkpoints, two while one replaces the other."""
-    return prepared.graph.parameter_bytes() * (1 if prepared.spec.checkpoint_every is None else 3)
-
-
-def reservation_of(tx: TenantTransaction, job_id: str) -> tuple[ObjectId | None, TenantId]:
-    """Return a job's reservation and the dataset's owner, in whose ledger it stands."""
-    row = tx.first(tx.select(training_jobs).where(training_jobs.c.job_id == job_id))
-    if row is None:
-        return None, tx.owner
-    return row["reservation_id"], TenantId(row["dataset_owner"])
+    """Return what a job sets aside: its result, and a checkpoint, or two while one replaces the other."""
+    checkpoint = state.size_bytes(prepared.spec.optimizer, prepared.graph.parameters())
+    return prepared.graph.parameter_bytes() + checkpoint * (1 if prepared.spec.checkpoint_every is None else 2)
 
 
 def _event(caller: TenantCaller, action: Action, job_id: ObjectId, facts: Facts | None = None) -> Event:

@@ -1,13 +1,16 @@
 """The training child: receives a declaration and rows, trains, returns weights. The only part of training with torch.
 
-It asks before each segment of steps and waits until the segment is charged. It tells how far it is and no more: no
-loss, no accuracy, no count of records leaves a job.
+It asks before each segment of steps and waits until the segment is charged. When it is told to stop instead, it sends
+what it takes to go on (`training.state`), and another worker begins there. It tells how far it is and no more: no loss,
+no accuracy, no count of records leaves a job.
 """
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
+from modelkeep_platform.training.optimizers import Stepping
 from modelkeep_platform.training.optimizers import optimizer as make_optimizer
+from modelkeep_platform.training.state import STEPS, WEIGHTS, slots
 from modelkeep_platform.workers.channel_sync import SyncChannel
 from modelkeep_platform.workers.child import FAULT, READY, run
 from modelkeep_platform.workers.frames import Frame
@@ -39,6 +42,8 @@ def train(channel: SyncChannel, limits: Limits) -> None:
     job = channel.receive()
     try:
         _Job(channel, job).work()
+    except _StoppedError:
+        return
     except ModelkeepError as exc:
         # The code alone: the platform has words of its own for it.
         channel.send(Frame(kind=FAULT, fields={"code": exc.error_code}))
@@ -46,6 +51,10 @@ def train(channel: SyncChannel, limits: Limits) -> None:
         if "allocate memory" not in str(exc):
             raise
         channel.send(Frame(kind=FAULT, fields={"code": "out_of_memory"}))
+
+
+class _StoppedError(Exception):
+    """The job goes on in another worker."""
 
 
 class _Job:
@@ -65,6 +74,7 @@ class _Job:
         self._segment_steps = int(job.fields["segment_steps"])
         self._graph = parse_graph(bytes(job.buffers[0]))
         self._base = bool(job.fields["base"])
+        self._begin = int(job.fields["begin"])
 
     def work(self) -> None:
         import torch
@@ -74,9 +84,9 @@ class _Job:
 
         features, targets = self._records()
         module = build(self._graph)
-        if self._base:
-            self._load_base(module)
-        else:
+        if self._base and not self._begin:
+            module.load_named(self._tensors("weights"))
+        if not self._base:
             # Bounds are public: features are scaled to [-1, 1]; the platform puts the same scaling before the model.
             features = _scaled(features, *self._dataset.scaling())
         module.train()
@@ -84,7 +94,7 @@ class _Job:
         if not all(bool(torch.isfinite(weight).all()) for weight in module.named_weights().values()):
             raise UnprocessableError("the weights are not finite", code="diverged")
         self._channel.send(Frame(kind="done", fields=ran))
-        self._send_weights(module, 0)
+        self._send(module.named_weights(), 0)
 
     def _records(self) -> "tuple[torch.Tensor, torch.Tensor | None]":
         import torch
@@ -103,10 +113,33 @@ class _Job:
                 return
             yield bytes(frame.buffers[0])
 
-    def _load_base(self, module: "GraphModule") -> None:
+    def _tensors(self, kind: str) -> "dict[str, torch.Tensor]":
         import safetensors.torch
 
-        module.load_named(safetensors.torch.load(b"".join(self._incoming("weights"))))
+        return safetensors.torch.load(b"".join(self._incoming(kind)))
+
+    def _optimizer(self, module: "GraphModule") -> Stepping:
+        """Return the job's optimizer; it and `module` stand where the job goes on."""
+        optimizer = make_optimizer(self._spec.optimizer, module.trained().values())
+        if self._begin:
+            state = self._tensors("state")
+            module.load_named({name: state[f"{WEIGHTS}/{name}"] for name in module.named_weights()})
+            for at, name in enumerate(module.trained()):
+                optimizer.keep(at, {kind: state[f"{kind}/{name}"] for kind in slots(self._spec.optimizer)})
+        return optimizer
+
+    def _state(self, module: "GraphModule", optimizer: Stepping) -> "dict[str, torch.Tensor]":
+        import torch
+
+        weights = module.named_weights()
+        found = {f"{WEIGHTS}/{name}": weight for name, weight in weights.items()}
+        places = {name: at for at, name in enumerate(module.trained())}
+        for name, weight in weights.items():
+            kept = optimizer.kept(places[name]) if name in places else {}
+            for kind in slots(self._spec.optimizer):
+                none = torch.zeros(1, dtype=torch.int64) if kind == STEPS else torch.zeros_like(weight)
+                found[f"{kind}/{name}"] = kept.get(kind, none)
+        return found
 
     def _private(
         self, module: "GraphModule", features: "torch.Tensor", targets: "torch.Tensor | None"
@@ -119,11 +152,10 @@ class _Job:
 
         if self._plan is None:
             raise RuntimeError("a private job has a plan")
+        optimizer = self._optimizer(module)
         mechanism = build_mechanism(self._plan, entropy=SystemEntropy(), records=len(features))
         gradient = PrivateGradient(module=module, loss_fn=self._loss(), plan=self._plan, noise=mechanism.noise)
-        optimizer = make_optimizer(self._spec.optimizer, module.parameters())
-        for step in self._steps(module):
-            del step
+        for _ in self._steps(module, optimizer):
             indices = mechanism.sampler.sample()
             gradient.compute(self._microbatches(features, targets, indices))
             optimizer.step()
@@ -134,12 +166,11 @@ class _Job:
     ) -> dict[str, Any]:
         import torch
 
-        loss_fn, optimizer = self._loss(), make_optimizer(self._spec.optimizer, module.parameters())
+        loss_fn, optimizer = self._loss(), self._optimizer(module)
         count = max(1, round(self._spec.sample_rate * len(features)))
         order = torch.randperm(len(features))
         at = 0
-        for step in self._steps(module):
-            del step
+        for _ in self._steps(module, optimizer):
             if at + count > len(order):
                 order, at = torch.randperm(len(features)), 0
             indices = order[at : at + count].numpy()
@@ -151,18 +182,22 @@ class _Job:
             optimizer.step()
         return {}
 
-    def _steps(self, module: "GraphModule") -> Iterator[int]:
-        """Yield the number of each step, asking before each segment."""
-        total, every = self._spec.steps, self._spec.checkpoint_every
-        for number, begin in enumerate(range(0, total, self._segment_steps)):
-            end = min(begin + self._segment_steps, total)
-            self._channel.send(Frame(kind="segment", fields={"number": number, "steps": end - begin}))
-            if self._channel.receive().kind != "go":
-                raise RuntimeError("the platform stopped the job")
+    def _steps(self, module: "GraphModule", optimizer: Stepping) -> Iterator[int]:
+        """Yield the number of each step that is to run, asking before each segment."""
+        total, every, size = self._spec.steps, self._spec.checkpoint_every, self._segment_steps
+        for begin in range(self._begin, total, size):
+            end = min(begin + size, total)
+            self._channel.send(Frame(kind="segment", fields={"number": begin // size, "steps": end - begin}))
+            answer = self._channel.receive().kind
+            if answer == "stop":
+                self._send(self._state(module, optimizer), begin)
+                raise _StoppedError
+            if answer != "go":
+                raise RuntimeError("the platform sent what was not expected")
             for step in range(begin, end):
                 yield step
                 if every is not None and (step + 1) % every == 0 and step + 1 < total:
-                    self._send_weights(module, step + 1)
+                    self._send(self._state(module, optimizer), step + 1)
 
     def _microbatches(
         self, features: "torch.Tensor", targets: "torch.Tensor | None", indices: "npt.NDArray[np.int64]"
@@ -187,10 +222,10 @@ class _Job:
 
         return squared
 
-    def _send_weights(self, module: "GraphModule", step: int) -> None:
+    def _send(self, tensors: "dict[str, torch.Tensor]", step: int) -> None:
         import safetensors.torch
 
-        data = safetensors.torch.save(module.named_weights())
+        data = safetensors.torch.save(tensors)
         for at in range(0, len(data), _CHUNK):
             chunk = data[at : at + _CHUNK]
             self._channel.send(Frame(kind="blob", fields={"last": False, "step": step}, buffers=[chunk]))

@@ -156,6 +156,18 @@ class Artifacts:
         self._blobs.delete_prefix(prefix)
 
 
+def part_key(owner: TenantId, object_id: ObjectId, version: int, purpose: Purpose, number: int) -> str:
+    """Return where a part lies, for whoever copies blobs without opening them."""
+    return _key(owner, object_id, version, purpose, _part(number))
+
+
+def keys_of(owner: TenantId, object_id: ObjectId, version: int, purpose: Purpose, size_bytes: int) -> Iterator[str]:
+    """Yield where the parts and the manifest lie that a whole artifact of `size_bytes` consists of."""
+    for number in range(-(-size_bytes // MAX_PART_BYTES)):
+        yield part_key(owner, object_id, version, purpose, number)
+    yield _key(owner, object_id, version, purpose, _MANIFEST)
+
+
 def _part(number: int) -> str:
     return f"part-{number}"
 

@@ -12,12 +12,12 @@ from modelkeep_platform.workers.frames import (
     Bounds,
     Buffer,
     Frame,
-    encode,
     header_length,
     parse_header,
+    pieces_to_send,
 )
 
-_JOIN_BELOW_BYTES: Final = 64 * 1024
+_READ_AHEAD_BYTES: Final = 64 * 1024
 
 
 class SyncChannel:
@@ -34,6 +34,8 @@ class SyncChannel:
     def __init__(self, connection: socket.socket, *, bounds: Bounds = DEFAULT_BOUNDS) -> None:
         self._connection = connection
         self._bounds = bounds
+        self._ahead = bytearray()
+        self._blocking = False
 
     def send(self, frame: Frame, *, timeout_s: float | None = None) -> None:
         """Send `frame`.
@@ -47,13 +49,11 @@ class SyncChannel:
             WorkerTimeoutError: the other side did not take it in time.
             WorkerDiedError: the other side is gone.
         """
-        pieces = encode(frame, self._bounds)
-        if sum(map(len, pieces)) < _JOIN_BELOW_BYTES:
-            pieces = [b"".join(pieces)]
+        pieces = pieces_to_send(frame, self._bounds)
         end_s = _end(timeout_s)
         try:
             for piece in pieces:
-                self._connection.settimeout(_left(end_s))
+                self._set_timeout(end_s)
                 self._connection.sendall(piece)
         except TimeoutError as exc:
             raise WorkerTimeoutError("the worker did not take a message in time") from exc
@@ -62,6 +62,8 @@ class SyncChannel:
 
     def wait(self, timeout_s: float) -> bool:
         """Return whether a frame (or the end of the channel) arrives within `timeout_s`."""
+        if self._ahead:
+            return True
         poll = select.poll()
         poll.register(self._connection, select.POLLIN)
         return bool(poll.poll(timeout_s * 1000))
@@ -75,7 +77,7 @@ class SyncChannel:
             WorkerDiedError: the other side is gone.
         """
         end_s = _end(timeout_s)
-        length = header_length(bytes(self._exactly(PREFIX_BYTES, end_s)), self._bounds)
+        length = header_length(self._exactly(PREFIX_BYTES, end_s), self._bounds)
         header = parse_header(self._exactly(length, end_s), self._bounds)
         buffers: list[Buffer] = [self._exactly(size, end_s) for size in header.sizes]
         return header.frame(buffers)
@@ -85,20 +87,44 @@ class SyncChannel:
         self._connection.close()
 
     def _exactly(self, size: int, end_s: float | None) -> bytearray:
-        data = bytearray(size)
-        view, filled = memoryview(data), 0
+        """Return the next `size` bytes. Small pieces are read together: a small frame is one system call."""
         try:
-            while filled < size:
-                self._connection.settimeout(_left(end_s))
-                count = self._connection.recv_into(view[filled:])
-                if count == 0:
-                    raise WorkerDiedError("the worker closed its channel; try again")
-                filled += count
+            if size > len(self._ahead) and size < _READ_AHEAD_BYTES:
+                self._fill(size, end_s)
+            data, self._ahead = self._ahead[:size], self._ahead[size:]
+            if len(data) < size:
+                data = self._read_on(data, size, end_s)
         except TimeoutError as exc:
             raise WorkerTimeoutError("the worker did not answer in time") from exc
         except OSError as exc:
             raise WorkerDiedError("the worker closed its channel; try again") from exc
         return data
+
+    def _fill(self, size: int, end_s: float | None) -> None:
+        while len(self._ahead) < size:
+            self._set_timeout(end_s)
+            arrived = self._connection.recv(_READ_AHEAD_BYTES)
+            if not arrived:
+                raise WorkerDiedError("the worker closed its channel; try again")
+            self._ahead += arrived
+
+    def _read_on(self, begun: bytearray, size: int, end_s: float | None) -> bytearray:
+        data, filled = bytearray(size), len(begun)
+        data[:filled] = begun
+        with memoryview(data) as view:
+            while filled < size:
+                self._set_timeout(end_s)
+                count = self._connection.recv_into(view[filled:])
+                if count == 0:
+                    raise WorkerDiedError("the worker closed its channel; try again")
+                filled += count
+        return data
+
+    def _set_timeout(self, end_s: float | None) -> None:
+        # A system call each time; who waits for ever says so once.
+        if end_s is not None or not self._blocking:
+            self._connection.settimeout(_left(end_s))
+            self._blocking = end_s is None
 
 
 def _end(timeout_s: float | None) -> float | None:

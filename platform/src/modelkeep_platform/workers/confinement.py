@@ -8,10 +8,13 @@ import ctypes
 import os
 import resource
 import signal
+from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 from modelkeep_platform.workers.limits import Limits
 
+_AUTOGROUP: Final = Path("/proc/self/autogroup")
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_NO_NEW_PRIVS: Final = 38
@@ -26,9 +29,10 @@ def confine(limits: Limits) -> None:
     Raises:
         OSError: the kernel refused; the process must not go on.
     """
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent(signal.SIGKILL)
     _prctl(_PR_SET_DUMPABLE, 0)
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    _stand_back(limits.niceness)
     _set(resource.RLIMIT_CORE, 0)
     _set(resource.RLIMIT_FSIZE, 0)
     _set(resource.RLIMIT_NOFILE, limits.files)
@@ -41,6 +45,23 @@ def confine(limits: Limits) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.umask(0o077)
+
+
+def _stand_back(niceness: int) -> None:
+    os.nice(niceness)
+    # Where the kernel groups processes by session (sched(7), autogroup), niceness counts within the group alone; a
+    # worker has a session of its own, so its group stands back, too.
+    with suppress(OSError):
+        _AUTOGROUP.write_text(str(niceness), encoding="ascii")
+
+
+def end_with_parent(number: signal.Signals) -> None:
+    """Let the kernel send this process `number` when the thread that started it ends.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    _prctl(_PR_SET_PDEATHSIG, number)
 
 
 def _set(which: int, value: int) -> None:

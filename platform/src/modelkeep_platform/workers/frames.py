@@ -22,6 +22,7 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 Wanted = TypeVar("Wanted")
 
 PREFIX_BYTES: Final = 4
+_JOIN_BELOW_BYTES: Final = 64 * 1024
 _MAX_KIND_CHARS: Final = 32
 _MAX_ID: Final = 2**63 - 1
 
@@ -101,6 +102,16 @@ def encode(frame: Frame, bounds: Bounds = DEFAULT_BOUNDS) -> list[Buffer]:
     if len(header) > bounds.header_bytes:
         raise FrameError(f"the header of a `{frame.kind}` frame is larger than {bounds.header_bytes} bytes")
     return [len(header).to_bytes(PREFIX_BYTES, "big") + header, *frame.buffers]
+
+
+def pieces_to_send(frame: Frame, bounds: Bounds = DEFAULT_BOUNDS) -> list[Buffer]:
+    """Return the pieces of `frame` as they are best sent: a small one whole, so that it is one system call.
+
+    Raises:
+        FrameError: it is past `bounds`.
+    """
+    pieces = encode(frame, bounds)
+    return [b"".join(pieces)] if sum(map(len, pieces)) < _JOIN_BELOW_BYTES else pieces
 
 
 def header_length(prefix: bytes | bytearray, bounds: Bounds = DEFAULT_BOUNDS) -> int:

@@ -18,6 +18,7 @@ class Limits:
         cpu_s: processor seconds of the whole life, after which the kernel kills it; None for none.
         threads: threads it computes with.
         start_s: seconds from start to its first frame.
+        niceness: how far it stands back for other processes, 0 to 19.
     """
 
     memory_bytes: int = 4 * GIB
@@ -26,3 +27,4 @@ class Limits:
     cpu_s: int | None = None
     threads: int = 1
     start_s: float = 60.0
+    niceness: int = 0

@@ -118,7 +118,7 @@ def guess(inputs: object, *, request_id: str) -> Prepared:
     )
 
 
-def outputs_of(value: object, prepared: Prepared, *, model: str) -> Any:  # noqa: ANN401 -- array, list or a dict of them
+def outputs_of(value: object, prepared: Prepared, *, model: str, version: str) -> Any:  # noqa: ANN401 -- array, list or a dict of them
     """Return the outputs: the one value, or a dictionary of several; numpy arrays where numpy went in.
 
     Raises:
@@ -128,6 +128,9 @@ def outputs_of(value: object, prepared: Prepared, *, model: str) -> Any:  # noqa
     if document.get("id") != prepared.body["id"]:
         raise ProtocolError("the server answered another request than ours")
     check_model(document.get("model_name"), model)
+    # By an alias, or by none, the server chooses the version.
+    if version.isascii() and version.isdigit() and document.get("model_version") != str(int(version)):
+        raise ProtocolError("the server answered for another version")
     outputs = document.get("outputs")
     if not isinstance(outputs, list) or not outputs:
         raise ProtocolError("the server's answer holds no outputs")

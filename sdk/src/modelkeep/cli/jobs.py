@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from modelkeep.cli.files import read_object
+from modelkeep.cli.output import plain
 from modelkeep.cli.shared import Context, Group, limit_option, pass_context, with_client
 
 if TYPE_CHECKING:
@@ -49,9 +50,20 @@ def create(context: Context, file: str, *, wait: bool) -> None:
 @limit_option
 @pass_context
 def list_jobs(context: Context, limit: int) -> None:
-    """List jobs, newest first."""
+    """List jobs, newest first, with the ε that was charged for each."""
     found = with_client(context, lambda client: client.jobs.list(limit=limit))
-    context.table(found, "id", "state", "dataset", "into", "progress", "created_at")
+    if context.as_json:
+        context.table(found)
+        return
+    rows = [
+        {
+            **plain(job),
+            "step": f"{job.progress.step} of {job.progress.steps}",
+            "ε charged": job.progress.epsilon_charged,
+        }
+        for job in found
+    ]
+    context.table(rows, "id", "state", "dataset", "into", "step", "ε charged", "created_at")
 
 
 @jobs.command()

@@ -51,7 +51,7 @@ def main(
 
 
 for _command in (
-    *(login.login, login.logout, login.whoami, predict.predict),
+    *(login.login, login.logout, login.whoami, people.tenant, predict.predict),
     *(models.models, datasets.datasets, jobs.jobs, governance.budgets, governance.grants, governance.policies),
     *(people.members, people.service_accounts, people.tenants, people.issuer, audit.audit),
 ):

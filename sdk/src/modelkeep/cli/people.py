@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
-from modelkeep.cli.shared import Context, Group, limit_option, pass_context, with_client, yes_option
+from modelkeep.cli.shared import Command, Context, Group, limit_option, pass_context, with_client, yes_option
 
 if TYPE_CHECKING:
-    from modelkeep.types import ServiceAccountSecret
+    from modelkeep.types import ServiceAccountSecret, TenantDetails
 
+_MOST_DIGITS: Final = 15
 _ROLES = click.option(
     "--role",
     "roles",
@@ -150,6 +151,56 @@ def create_tenant(context: Context, slug: str, name: str) -> None:
     """Add a tenant; give its administrator the link, which works once."""
     made = with_client(context, lambda client: client.tenants.create(slug, name=name))
     context.show({"slug": made.tenant.slug, "link": made.enrolment.url, "expires_at": made.enrolment.expires_at})
+
+
+@click.command(cls=Command)
+@pass_context
+def tenant(context: Context) -> None:
+    """Show the own tenant: its limits and what is used of them."""
+    _show(context, with_client(context, lambda client: client.tenant()))
+
+
+@tenants.command("show")
+@click.argument("slug")
+@pass_context
+def show_tenant(context: Context, slug: str) -> None:
+    """Show a tenant: its limits and what is used of them."""
+    _show(context, with_client(context, lambda client: client.tenants.get(slug)))
+
+
+@tenants.command("set-limits")
+@click.argument("slug")
+@click.argument("limits", nargs=-1, required=True, metavar="NAME=VALUE...")
+@pass_context
+def set_limits(context: Context, slug: str, limits: tuple[str, ...]) -> None:
+    """Set limits of one tenant, as `members=50`; `members=default` takes one back. They hold for the next call."""
+    wanted = dict(_limit(text) for text in limits)
+    details = with_client(context, lambda client: client.tenants.set_limits(slug, wanted))
+    _show(context, details)
+    for name in wanted:
+        if details.limits[name].exceeded:
+            context.done(f"more than {name} is there already: nothing is taken away, and nothing more is let in")
+
+
+def _limit(text: str) -> tuple[str, int | None]:
+    name, _, value = text.partition("=")
+    if value == "default":
+        return name, None
+    if not (value.isascii() and value.isdigit() and len(value) <= _MOST_DIGITS):
+        raise click.BadParameter(f"`{text}` is not NAME=NUMBER or NAME=default", param_hint="NAME=VALUE")
+    return name, int(value)
+
+
+def _show(context: Context, details: TenantDetails) -> None:
+    if context.as_json:
+        context.show(details)
+        return
+    context.show({name: getattr(details, name) for name in ("slug", "name", "state", "created_at")})
+    rows = [
+        {"limit": name, "value": one.value, "default": one.default, "used": one.used}
+        for name, one in details.limits.items()
+    ]
+    context.table(rows, "limit", "value", "default", "used")
 
 
 @tenants.command("suspend")

@@ -18,7 +18,7 @@ from modelkeep._core.answers import text_of
 from modelkeep._core.checkpoint import Checkpoint, unbase64, verify
 from modelkeep._core.decode import fields_of
 from modelkeep._core.flows import Flow, Mode, Operation, sleep
-from modelkeep._core.session import Session
+from modelkeep._core.session import Session, check_same
 from modelkeep.errors import (
     AuditError,
     CheckpointError,
@@ -45,11 +45,13 @@ class Audit(Resource[Mode]):
     @Operation
     def entries(self, *, request_id: str | None = None, limit: int | None = 100) -> Flow[list[AuditEntry]]:
         """Read entries, newest first, at most `limit`, optionally those of one request."""
-        return (
-            yield from self._session.list(
-                AuditEntry, "v1", "audit", "entries", limit=limit, query={"request_id": request_id}
-            )
+        found = yield from self._session.list(
+            AuditEntry, "v1", "audit", "entries", limit=limit, query={"request_id": request_id}
         )
+        for entry in found:
+            if request_id is not None:
+                check_same(request_id, entry.request_id or "", "request")
+        return found
 
     @Operation
     def verify(self, *, entries: int = 10) -> Flow[VerifiedLog]:

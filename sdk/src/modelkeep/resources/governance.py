@@ -50,7 +50,11 @@ class Grants(Resource[Mode]):
             expires_at: when it ends, in seconds since the epoch; None for never.
         """
         body = {"kind": kind, "name": name, "grantee": grantee, "actions": [*actions], "expires_at": expires_at}
-        return (yield from self._session.post(Grant, "v1", "grants", body=body))
+        grant = yield from self._session.post(Grant, "v1", "grants", body=body)
+        check_same(kind, grant.kind, "kind of object")
+        check_same(name.rpartition("~")[2], grant.name.rpartition("~")[2], kind)
+        check_same(grantee, grant.grantee, "grantee")
+        return grant
 
     @Operation
     def list(self, *, limit: int | None = None) -> Flow[list[Grant]]:
@@ -99,4 +103,6 @@ class Policies(Resource[Mode]):
     @Operation
     def activate(self, version: int) -> Flow[PolicyVersion]:
         """Roll back, or forward, to a version."""
-        return (yield from self._session.post(PolicyVersion, "v1", "policies", version, "activate"))
+        policy = yield from self._session.post(PolicyVersion, "v1", "policies", version, "activate")
+        check_same(version, policy.version, "policy version")
+        return policy

@@ -32,7 +32,10 @@ class Jobs(Resource[Mode]):
         Raises:
             BudgetExceededError: it does not fit; `largest_epsilon` does.
         """
-        return (yield from self._session.post(Job, "v1", "jobs", body=dict(spec)))
+        job = yield from self._session.post(Job, "v1", "jobs", body=dict(spec))
+        for name, found in (("dataset", job.dataset), ("into", job.into)):
+            check_same(spec.get(name, ""), found, name)
+        return job
 
     @Operation
     def list(self, *, limit: int | None = None) -> Flow[list[Job]]:
@@ -80,7 +83,9 @@ class Jobs(Resource[Mode]):
     @Operation
     def cancel(self, job_id: str) -> Flow[Job]:
         """Cancel a job; what it ran stays charged, the rest of its budget returns."""
-        return (yield from self._session.post(Job, "v1", "jobs", job_id, "cancel"))
+        job = yield from self._session.post(Job, "v1", "jobs", job_id, "cancel")
+        check_same(job_id, job.id, "job")
+        return job
 
     @Operation
     def logs(self, job_id: str, *, limit: int | None = None) -> Flow[_Lines]:

@@ -96,7 +96,10 @@ class Models(Resource[Mode]):
     @Operation
     def versions(self, name: str, *, limit: int | None = None) -> Flow[_Versions]:
         """List a model's versions, at most `limit`."""
-        return (yield from self._session.list(ModelVersion, "v1", "models", name, "versions", limit=limit))
+        found = yield from self._session.list(ModelVersion, "v1", "models", name, "versions", limit=limit)
+        for version in found:
+            _check_name(name, version.name)
+        return found
 
     @Operation
     def version(self, name: str, version: int | str | None = None) -> Flow[ModelVersion]:
@@ -107,7 +110,10 @@ class Models(Resource[Mode]):
     def set_alias(self, name: str, alias: str, *, version: int) -> Flow[Model]:
         """Point `alias` at `version`; predictions that name the alias follow at once."""
         body = {"version": version}
-        return decode(Model, (yield from self._session.json("PUT", "v1", "models", name, "aliases", alias, body=body)))
+        answer = yield from self._session.json("PUT", "v1", "models", name, "aliases", alias, body=body)
+        model = decode(Model, answer)
+        _check_name(name, model.name)
+        return model
 
     @Operation
     def delete_alias(self, name: str, alias: str) -> Flow[None]:
@@ -204,8 +210,8 @@ def _version(session: Session, name: str, version: int | str | None) -> Flow[Mod
             )
     found = yield from session.get(ModelVersion, "v1", "models", name, "versions", version)
     _check_name(name, found.name)
-    if isinstance(version, int):
-        check_same(version, found.version, "version")
+    if isinstance(version, int) or (version.isascii() and version.isdigit()):
+        check_same(int(version), found.version, "version")
     return found
 
 

@@ -12,7 +12,7 @@ from modelkeep._core.session import Session
 from modelkeep._core.site import Interactive, Kept
 from modelkeep.errors import ConfigurationError, ForbiddenError, InvalidRequestError
 from modelkeep.resources.base import Resource
-from modelkeep.types import WhoAmI
+from modelkeep.types import TenantDetails, WhoAmI
 
 _MAX_OUTPUT_BYTES: Final = 64 * MIB
 _CACHED: Final = 256
@@ -21,7 +21,7 @@ _Inputs: TypeAlias = tuple[inference.TensorMetadata, ...] | None
 
 
 class Predictions(Resource[Mode]):
-    """What the client itself does: predict, and say who the caller is.
+    """What the client itself does: predict, and say who the caller is and what its tenant may have.
 
     Args:
         session: sends calls.
@@ -36,6 +36,11 @@ class Predictions(Resource[Mode]):
     def whoami(self) -> Flow[WhoAmI]:
         """Say who the caller is, as the platform sees it."""
         return (yield from self._session.get(WhoAmI, "v1", "whoami"))
+
+    @Operation
+    def tenant(self) -> Flow[TenantDetails]:
+        """Show the own tenant: its limits and what is used of them."""
+        return (yield from self._session.get(TenantDetails, "v1", "tenant"))
 
     @Operation
     def login(self) -> Flow[WhoAmI]:
@@ -100,7 +105,7 @@ class Predictions(Resource[Mode]):
         answer = yield from self._session.json(
             "POST", *_path(key), "infer", body=prepared.body, keyed=False, max_bytes=_MAX_OUTPUT_BYTES
         )
-        return inference.outputs_of(answer, prepared, model=key[0])
+        return inference.outputs_of(answer, prepared, model=key[0], version=key[1])
 
     def _expected(self, key: tuple[str, str]) -> Flow[tuple[_Inputs, bool]]:
         """Return the model's inputs, and whether they were known already; None when only predicting is allowed."""

@@ -62,8 +62,15 @@ class Uploads(Resource[Mode]):
         if (source.size, source.sha256()) != (upload.size_bytes, upload.sha256):
             raise ConfigurationError("these are other bytes than those the upload was begun with")
         completed = yield from send(self._session, upload, source, progress, title=upload.kind)
-        wanted: type[ModelVersion | Dataset] = ModelVersion if upload.kind == "model" else Dataset
-        return decode(wanted, completed)
+        if upload.kind == "model":
+            version = decode(ModelVersion, completed)
+            check_same(upload.object_id, version.model_id, "model")
+            check_same(upload.version, version.version, "version")
+            check_same(upload.sha256, version.weights_sha256, "digest")
+            return version
+        dataset = decode(Dataset, completed)
+        check_same(upload.object_id, dataset.id, "dataset")
+        return dataset
 
     @Operation
     def abort(self, upload_id: str) -> Flow[None]:

@@ -23,6 +23,7 @@ from modelkeep_platform.identity.registry import TenantRegistry
 from modelkeep_platform.identity.service_accounts import ServiceAccountService
 from modelkeep_platform.models.admission import AdmissionService
 from modelkeep_platform.models.service import ModelService
+from modelkeep_platform.tenants.limits import TenantLimitService
 from modelkeep_platform.tenants.service import TenantService
 from modelkeep_platform.training.service import TrainingService
 from modelkeep_platform.uploads.service import UploadService
@@ -31,6 +32,7 @@ from modelkeep_platform.uploads.service import UploadService
 def all_endpoints(
     *,
     tenants: TenantService,
+    tenant_limits: TenantLimitService,
     issuer_keys: IssuerKeys,
     members: MemberService,
     service_accounts: ServiceAccountService,
@@ -49,6 +51,7 @@ def all_endpoints(
     found: list[Endpoint] = [
         *people.endpoints(
             tenants=tenants,
+            tenant_limits=tenant_limits,
             issuer_keys=issuer_keys,
             members=members,
             service_accounts=service_accounts,
@@ -85,6 +88,7 @@ def description() -> dict[str, Any]:
     absent: Any = None
     endpoints = all_endpoints(
         tenants=absent,
+        tenant_limits=absent,
         issuer_keys=absent,
         members=absent,
         service_accounts=absent,

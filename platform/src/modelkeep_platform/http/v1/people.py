@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from msgspec import to_builtins
+
 from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.callers import OperatorCaller, Role
 from modelkeep_platform.core.errors import UnprocessableError
@@ -12,12 +14,14 @@ from modelkeep_platform.identity.issuer_keys import IssuerKeys
 from modelkeep_platform.identity.members import MemberService
 from modelkeep_platform.identity.registry import TenantRegistry
 from modelkeep_platform.identity.service_accounts import ServiceAccountService
+from modelkeep_platform.tenants.limits import TenantLimitService
 from modelkeep_platform.tenants.service import TenantService
 
 
 def endpoints(
     *,
     tenants: TenantService,
+    tenant_limits: TenantLimitService,
     issuer_keys: IssuerKeys,
     members: MemberService,
     service_accounts: ServiceAccountService,
@@ -53,6 +57,7 @@ def endpoints(
             returns=wire.WhoAmI,
         ),
         *_tenant_endpoints(tenants),
+        *_limit_endpoints(tenant_limits),
         *_issuer_endpoints(issuer_keys),
         *_member_endpoints(members),
         *_account_endpoints(service_accounts),
@@ -151,6 +156,39 @@ def _tenant_endpoints(tenants: TenantService) -> list[Endpoint]:
             body=wire.Enrolment,
             returns=wire.Enrolled,
             status=201,
+        ),
+    ]
+
+
+def _limit_endpoints(limits: TenantLimitService) -> list[Endpoint]:
+    def change(call: Call) -> wire.TenantDetails:
+        return show(limits.change(call.operator, call.path["slug"], to_builtins(call.body)), wire.TenantDetails)
+
+    return [
+        Endpoint(
+            method="GET",
+            path="/v1/tenant",
+            guard=Action.TENANT_READ,
+            handler=lambda call: show(limits.show_own(call.tenant_caller), wire.TenantDetails),
+            summary="Show the own tenant: its limits and what is used of them",
+            returns=wire.TenantDetails,
+        ),
+        Endpoint(
+            method="GET",
+            path="/v1/tenants/{slug}",
+            guard=Action.TENANT_LIST,
+            handler=lambda call: show(limits.show(call.operator, call.path["slug"]), wire.TenantDetails),
+            summary="Show a tenant: its limits and what is used of them",
+            returns=wire.TenantDetails,
+        ),
+        Endpoint(
+            method="PATCH",
+            path="/v1/tenants/{slug}/limits",
+            guard=Action.TENANT_LIMIT,
+            handler=change,
+            summary="Set limits of one tenant, or take them back with null",
+            body=wire.LimitChanges,
+            returns=wire.TenantDetails,
         ),
     ]
 

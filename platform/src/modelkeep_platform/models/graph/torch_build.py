@@ -79,6 +79,11 @@ class GraphModule(nn.Module):
         """Return every parameter and buffer under the graph's names, detached and contiguous."""
         return {name: _state(layer, role).detach().cpu().contiguous() for name, (layer, role) in self._places().items()}
 
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Return the parameters that training changes, under the graph's names; buffers are not among them."""
+        found = ((name, _state(layer, role)) for name, (layer, role) in self._places().items())
+        return {name: tensor for name, tensor in found if isinstance(tensor, nn.Parameter)}
+
 
 def build(graph: Graph) -> GraphModule:
     """Return the module of `graph`, freshly initialised as torch initialises its layers."""
