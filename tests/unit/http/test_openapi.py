@@ -64,10 +64,10 @@ def test_every_operation_is_on_the_page_with_its_action_and_statuses(route: str)
 
 
 def test_the_page_has_no_route_that_is_not_served() -> None:
-    listed = re.findall(
-        r"^\| `((?:GET|POST|PUT|PATCH|DELETE) [^`]+)` \|", API_PAGE.read_text(encoding="utf-8"), re.MULTILINE
-    )
-    assert set(listed) == set(OPERATIONS)
+    page = API_PAGE.read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `((?:GET|POST|PUT|PATCH|DELETE) [^`]+)` \|", page, re.MULTILINE)
+    # The data plane's, which the document leaves out, are compared in tests/docs/test_routes.py.
+    assert {route for route in listed if route.split()[1].split("/")[1] != "v2"} == set(OPERATIONS)
 
 
 @every_operation

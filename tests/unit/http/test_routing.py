@@ -13,7 +13,8 @@ from modelkeep_platform.core.errors import ForbiddenError, MalformedError, Unaut
 from modelkeep_platform.core.ids import RequestId
 from modelkeep_platform.http.management import bearer
 from modelkeep_platform.http.routing import Authenticated, Call, Endpoint, Public, decimal, parse_body
-from modelkeep_platform.http.wire import AliasTarget, NewGrant
+from modelkeep_platform.http.wire.governance import NewGrant
+from modelkeep_platform.http.wire.models import AliasTarget
 from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.pages import PageRequest
 

@@ -13,7 +13,7 @@ from modelkeep_platform.core.errors import ForbiddenError, NotFoundError, Unproc
 from modelkeep_platform.core.ids import TenantId
 from modelkeep_platform.core.limits import LIMITS, MAX_LIMIT, TenantLimits
 from modelkeep_platform.core.refs import Kind
-from modelkeep_platform.http import wire
+from modelkeep_platform.http.wire import people as wire
 from modelkeep_platform.limits.store import LimitStore
 from modelkeep_platform.tenants.limits import TenantLimitService
 

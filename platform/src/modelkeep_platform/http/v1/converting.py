@@ -4,7 +4,7 @@ from typing import TypeVar
 
 import msgspec
 
-from modelkeep_platform.http.wire import Answer, ListOf
+from modelkeep_platform.http.wire.fields import Answer, ListOf
 from modelkeep_platform.storage.pages import Page
 
 Wire = TypeVar("Wire", bound=Answer)

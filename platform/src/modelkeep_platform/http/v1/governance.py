@@ -8,9 +8,10 @@ from modelkeep_platform.audit.service import AuditService
 from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.errors import MalformedError
 from modelkeep_platform.core.limits import MAX_POLICY_BYTES
-from modelkeep_platform.http import wire
 from modelkeep_platform.http.routing import Call, Endpoint, decimal
 from modelkeep_platform.http.v1.converting import show, show_page
+from modelkeep_platform.http.wire import governance as wire
+from modelkeep_platform.http.wire.fields import ListOf
 
 
 def endpoints(*, grants: GrantService, policies: PolicyService, audit: AuditService) -> list[Endpoint]:
@@ -46,7 +47,7 @@ def _grant_endpoints(grants: GrantService) -> list[Endpoint]:
             guard=Action.GRANT_LIST,
             handler=lambda call: show_page(grants.list(call.tenant_caller, call.page), wire.Grant),
             summary="List grants given",
-            returns=wire.ListOf[wire.Grant],
+            returns=ListOf[wire.Grant],
             query=("limit", "cursor"),
         ),
         Endpoint(
@@ -71,7 +72,7 @@ def _policy_endpoints(policies: PolicyService) -> list[Endpoint]:
             guard=Action.POLICY_LIST,
             handler=lambda call: show_page(policies.list(call.tenant_caller, call.page), wire.PolicyVersion),
             summary="List policy versions, newest first",
-            returns=wire.ListOf[wire.PolicyVersion],
+            returns=ListOf[wire.PolicyVersion],
             query=("limit", "cursor"),
         ),
         Endpoint(
@@ -130,7 +131,7 @@ def _audit_endpoints(audit: AuditService) -> list[Endpoint]:
                 audit.entries(call.any_caller, call.page, request_id=call.query.get("request_id")), wire.AuditEntry
             ),
             summary="Read the own tenant's entries, newest first",
-            returns=wire.ListOf[wire.AuditEntry],
+            returns=ListOf[wire.AuditEntry],
             query=("limit", "cursor", "request_id"),
         ),
         Endpoint(

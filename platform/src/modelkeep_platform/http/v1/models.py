@@ -13,10 +13,12 @@ from modelkeep_platform.core.errors import MalformedError
 from modelkeep_platform.core.limits import MAX_GRAPH_BYTES, MAX_PART_BYTES
 from modelkeep_platform.core.refs import Kind
 from modelkeep_platform.datasets.service import DatasetService
-from modelkeep_platform.http import wire
 from modelkeep_platform.http.answers import encode
 from modelkeep_platform.http.routing import Call, Endpoint, decimal
 from modelkeep_platform.http.v1.converting import show, show_page
+from modelkeep_platform.http.wire import models as wire
+from modelkeep_platform.http.wire.fields import ListOf
+from modelkeep_platform.http.wire.training import Dataset
 from modelkeep_platform.models.admission import AdmissionService
 from modelkeep_platform.models.service import ModelService
 from modelkeep_platform.uploads.service import UploadService
@@ -43,7 +45,7 @@ def _model_endpoints(models: ModelService) -> list[Endpoint]:
             guard=Action.MODEL_LIST,
             handler=lambda call: show_page(models.list(call.tenant_caller, call.page), wire.Model),
             summary="List models",
-            returns=wire.ListOf[wire.Model],
+            returns=ListOf[wire.Model],
             query=("limit", "cursor"),
         ),
         Endpoint(
@@ -116,7 +118,7 @@ def _version_endpoints(models: ModelService, admission: AdmissionService) -> lis
                 models.list_versions(call.tenant_caller, call.path["name"], call.page), wire.ModelVersion
             ),
             summary="List a model's versions",
-            returns=wire.ListOf[wire.ModelVersion],
+            returns=ListOf[wire.ModelVersion],
             query=("limit", "cursor"),
         ),
         Endpoint(
@@ -177,11 +179,11 @@ def _weights(models: ModelService) -> Callable[[Call], Any]:
 
 
 def _upload_endpoints(admission: AdmissionService, datasets: DatasetService, uploads: UploadService) -> list[Endpoint]:
-    def complete(call: Call) -> wire.ModelVersion | wire.Dataset:
+    def complete(call: Call) -> wire.ModelVersion | Dataset:
         caller, upload_id = call.tenant_caller, call.path["id"]
         if uploads.status(caller, upload_id).kind == Kind.MODEL:
             return show(admission.complete(caller, upload_id), wire.ModelVersion)
-        return show(datasets.complete(caller, upload_id), wire.Dataset)
+        return show(datasets.complete(caller, upload_id), Dataset)
 
     return [
         Endpoint(
@@ -217,7 +219,7 @@ def _upload_endpoints(admission: AdmissionService, datasets: DatasetService, upl
             guard=Action.UPLOAD_WRITE,
             handler=complete,
             summary="Check the whole and make it visible",
-            returns=wire.ModelVersion | wire.Dataset,
+            returns=wire.ModelVersion | Dataset,
         ),
         Endpoint(
             method="DELETE",

@@ -7,9 +7,10 @@ from msgspec import to_builtins
 from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.callers import OperatorCaller, Role
 from modelkeep_platform.core.errors import UnprocessableError
-from modelkeep_platform.http import wire
 from modelkeep_platform.http.routing import Authenticated, Call, Endpoint, Public
 from modelkeep_platform.http.v1.converting import show, show_page
+from modelkeep_platform.http.wire import people as wire
+from modelkeep_platform.http.wire.fields import ListOf
 from modelkeep_platform.identity.issuer_keys import IssuerKeys
 from modelkeep_platform.identity.members import MemberService
 from modelkeep_platform.identity.registry import TenantRegistry
@@ -116,7 +117,7 @@ def _tenant_endpoints(tenants: TenantService) -> list[Endpoint]:
             guard=Action.TENANT_LIST,
             handler=lambda call: show_page(tenants.list(call.operator, call.page), wire.Tenant),
             summary="List tenants",
-            returns=wire.ListOf[wire.Tenant],
+            returns=ListOf[wire.Tenant],
             query=("limit", "cursor"),
         ),
         Endpoint(
@@ -201,7 +202,7 @@ def _member_endpoints(members: MemberService) -> list[Endpoint]:
             guard=Action.MEMBER_LIST,
             handler=lambda call: show_page(members.list(call.tenant_caller, call.page), wire.Member),
             summary="List members",
-            returns=wire.ListOf[wire.Member],
+            returns=ListOf[wire.Member],
             query=("limit", "cursor"),
         ),
         Endpoint(
@@ -247,7 +248,7 @@ def _account_endpoints(accounts: ServiceAccountService) -> list[Endpoint]:
             guard=Action.SERVICE_ACCOUNT_LIST,
             handler=lambda call: show_page(accounts.list(call.tenant_caller, call.page), wire.ServiceAccount),
             summary="List service accounts",
-            returns=wire.ListOf[wire.ServiceAccount],
+            returns=ListOf[wire.ServiceAccount],
             query=("limit", "cursor"),
         ),
         Endpoint(

@@ -5,9 +5,10 @@ import msgspec
 from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.limits import MAX_GRAPH_BYTES
 from modelkeep_platform.datasets.service import DatasetService
-from modelkeep_platform.http import wire
 from modelkeep_platform.http.routing import Call, Endpoint
 from modelkeep_platform.http.v1.converting import show, show_page
+from modelkeep_platform.http.wire import training as wire
+from modelkeep_platform.http.wire.fields import ListOf
 from modelkeep_platform.training.service import TrainingService
 
 
@@ -39,7 +40,7 @@ def _dataset_endpoints(datasets: DatasetService) -> list[Endpoint]:
             guard=Action.DATASET_LIST,
             handler=lambda call: show_page(datasets.list(call.tenant_caller, call.page), wire.Dataset),
             summary="List datasets",
-            returns=wire.ListOf[wire.Dataset],
+            returns=ListOf[wire.Dataset],
             query=("limit", "cursor"),
         ),
         Endpoint(
@@ -64,7 +65,7 @@ def _dataset_endpoints(datasets: DatasetService) -> list[Endpoint]:
             guard=Action.BUDGET_READ,
             handler=lambda call: show_page(datasets.budgets(call.tenant_caller, call.page), wire.Budget),
             summary="List the budgets of private datasets",
-            returns=wire.ListOf[wire.Budget],
+            returns=ListOf[wire.Budget],
             query=("limit", "cursor"),
         ),
         Endpoint(
@@ -107,7 +108,7 @@ def _job_endpoints(training: TrainingService) -> list[Endpoint]:
             guard=Action.JOB_LIST,
             handler=lambda call: show_page(training.list(call.tenant_caller, call.page), wire.Job),
             summary="List jobs, newest first",
-            returns=wire.ListOf[wire.Job],
+            returns=ListOf[wire.Job],
             query=("limit", "cursor"),
         ),
         Endpoint(
@@ -132,7 +133,7 @@ def _job_endpoints(training: TrainingService) -> list[Endpoint]:
             guard=Action.JOB_READ,
             handler=lambda call: show_page(training.logs(call.tenant_caller, call.path["id"], call.page), wire.JobLine),
             summary="Read a job's log; it holds no data",
-            returns=wire.ListOf[wire.JobLine],
+            returns=ListOf[wire.JobLine],
             query=("limit", "cursor"),
         ),
     ]
