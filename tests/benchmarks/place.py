@@ -45,7 +45,8 @@ class Place:
         bare: the bare endpoint's.
         acme: a tenant with the model `net`.
         globex: another, with its own.
-        children: processes to end.
+        server: the platform's process.
+        tokens: each tenant's.
     """
 
     made: Installation
@@ -53,7 +54,14 @@ class Place:
     bare: int
     acme: Tenant
     globex: Tenant
+    server: int
     tokens: dict[str, str] = field(default_factory=dict)
+
+    def processor_s(self) -> float:
+        """Return the processor time that the platform's process has used, without its workers', in seconds."""
+        # User and system time are fields 14 and 15 (proc_pid_stat(5)); the second, a name, may hold spaces.
+        fields = Path(f"/proc/{self.server}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def predict(self, port: int, tenant: str = "acme") -> str:
         """Return the bytes of one prediction's request."""
@@ -103,19 +111,21 @@ def place(folder: Path) -> Iterator[Place]:
     bare = free_port()
     with ExitStack() as stack:
         log = stack.enter_context((folder / "server.log").open("wb"))
-        for command in (
-            [str(HERE / "served.py"), str(made.data), json.dumps(ports)],
-            [str(HERE / "bare.py"), str(bare)],
-        ):
+
+        def started(*command: str) -> int:
             child = subprocess.Popen(
                 [sys.executable, *command], stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}
             )
             stack.callback(child.wait)
             stack.callback(child.terminate)
+            return child.pid
+
+        server = started(str(HERE / "served.py"), str(made.data), json.dumps(ports))
+        started(str(HERE / "bare.py"), str(bare))
         wait_until(lambda: _answers(f"{made.url}/v2/health/live", {200}), "the platform", timeout_s=60)
         wait_until(lambda: _answers(f"http://127.0.0.1:{bare}/", {404}), "the bare endpoint", timeout_s=60)
         acme, globex = (join(made, slug) for slug in TENANTS)
-        found = Place(made=made, ports=ports, bare=bare, acme=acme, globex=globex)
+        found = Place(made=made, ports=ports, bare=bare, acme=acme, globex=globex, server=server)
         for tenant in (acme, globex):
             client = tenant.clients["developer"]
             _upload(client)
