@@ -388,14 +388,14 @@ def test_slow_bodies_hold_the_places_of_their_own_tenant(house: House) -> None:
     with ExitStack() as held:
         for _ in range(AT_ONCE):
             held.enter_context(socket.create_connection((host, int(port)), timeout=10)).sendall(head)
-        wait_until(lambda: sum(limits._running.values()) >= AT_ONCE, "the places to be taken")
+        wait_until(lambda: limits.under_way >= AT_ONCE, "the places to be taken")
         with house.http(house.acme.clients["developer"]) as http:
             answer = http.post("/v2/models/model/infer", json=INFER)
         assert (answer.status_code, answer.headers["x-error-code"]) == (429, "too_many_at_once")
         assert int(answer.headers["retry-after"]) >= 1
         with house.http(house.globex.clients["developer"]) as http:
             assert http.post("/v2/models/model/infer", json=INFER).status_code == 200
-    wait_until(lambda: not limits._running, "the places to be given back")
+    wait_until(lambda: not limits.under_way, "the places to be given back")
     assert running.waiting == 0
 
 

@@ -25,7 +25,7 @@ from modelkeep_platform.storage.schema import metadata
 from services.house import GRAPH, House, job
 
 LEAKS = re.compile(r"Traceback|File \"|\.py\b|sqlite|sqlalchemy|/tmp|root\.key|platform\.db|blobs|\bline \d+, in\b")
-MOVING = {"request_buckets", "server_processes", "idempotency", "epoch"}
+MOVING = {"request_buckets", "request_places", "server_processes", "idempotency", "epoch"}
 
 
 class Target:

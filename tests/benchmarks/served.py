@@ -10,8 +10,8 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +75,8 @@ class NullLimits:
     async def turn(self, caller: Caller) -> None:
         return None
 
-    @contextmanager
-    def slot(self, caller: Caller) -> Iterator[None]:
-        yield
+    async def place(self, caller: Caller) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 class NullWatch:
@@ -132,7 +131,9 @@ VARIANTS = ("whole", "authenticator", "decisions", "recorder", "limits", "watch"
 def _limits(platform: Platform, limits: TenantLimits) -> RequestLimits:
     ground = platform.ground
     store = LimitStore(database=ground.database, defaults=limits, epoch=ground.epoch)
-    return RequestLimits(database=ground.database, clock=SystemClock(), limits=store, processes=lambda: 1)
+    return RequestLimits(
+        database=ground.database, clock=SystemClock(), limits=store, process_id="here", others=frozenset
+    )
 
 
 def _null_decisions(plane: Any) -> Callable[..., Any]:

@@ -1,11 +1,13 @@
 """Two servers, started apart, on one database: what one changes the other decides by, before the call returns."""
 
 import os
+import select
 import signal
+import socket
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -14,7 +16,18 @@ import pytest
 from modelkeep import Client, ClientCredentials
 from modelkeep.errors import NotFoundError
 from modelkeep_platform.audit.integrator import LEASE_S
-from services.house import GRAPH, WEIGHTS, Installation, ServerProcess, Tenant, bare, free_port, join, wait_until
+from services.house import (
+    GRAPH,
+    WEIGHTS,
+    Installation,
+    ServerProcess,
+    Tenant,
+    bare,
+    free_port,
+    join,
+    token_of,
+    wait_until,
+)
 from services.rates import check_rate
 
 pytestmark = pytest.mark.e2e
@@ -131,6 +144,44 @@ def test_a_rate_is_shared_by_both(pair: Pair, share: int) -> None:
     with pair.other(developer) as there, bare(developer, pair.made.url) as here:
         # A refusal waits 200 ms before it leaves: so many ask that some are always there.
         check_rate(pair.made, "acme", [here] * share * 4 + [there] * 4)
+
+
+PLACES = 20
+
+
+def held_at_once(developer: Client, ports: list[int], each: int) -> int:
+    """Begin `each` predictions at every port whose bodies do not come; return how many are not refused."""
+    head = (
+        "POST /v2/models/model/infer HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer "
+        f"{token_of(developer)}\r\ncontent-length: 100\r\n\r\n"
+    ).encode()
+    with ExitStack() as stack:
+        asked = []
+        for number in range(each * len(ports)):
+            one = socket.create_connection(("127.0.0.1", ports[number % len(ports)]), timeout=10)
+            stack.enter_context(one).sendall(head)
+            asked.append(one)
+        refused: set[socket.socket] = set()
+        deadline = time.monotonic() + 1.5
+        while (left_s := deadline - time.monotonic()) > 0:
+            readable, _, _ = select.select([one for one in asked if one not in refused], [], [], left_s)
+            refused |= set(readable)
+        assert {one.recv(12) for one in refused} <= {b"HTTP/1.1 429"}
+        return len(asked) - len(refused)
+
+
+def test_places_at_once_are_shared_by_both(pair: Pair) -> None:
+    developer = pair.acme.clients["developer"]
+    first, second = int(pair.made.url.rpartition(":")[2]), pair.port
+    with pair.made.operator() as operator:
+        operator.tenants.set_limits("acme", {"concurrent_requests": PLACES})
+        try:
+            for ports in ([first, second], [second], [first], [second, first]):
+                held = held_at_once(developer, ports, each=PLACES)
+                assert 0.9 * PLACES <= held <= PLACES, f"{held} at {ports}"
+                time.sleep(1.5)  # what was needed a moment ago is kept half a second, or a whole one
+        finally:
+            operator.tenants.set_limits("acme", {"concurrent_requests": None})
 
 
 def test_a_dead_process_is_named_and_then_forgotten(pair: Pair, tmp_path: Path) -> None:

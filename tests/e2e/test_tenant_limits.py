@@ -74,10 +74,10 @@ def at_once(house: House, tenant: Tenant) -> Said:
     )
     with socket.create_connection((host, int(port)), timeout=10) as held:
         held.sendall(head.encode())
-        wait_until(lambda: max(limits._running.values(), default=0) == 1, "the request to be under way")
+        wait_until(lambda: limits.under_way == 1, "the request to be under way")
         with house.http(tenant.clients["developer"]) as http:
             answer = said(http.get("/v1/whoami"))
-    wait_until(lambda: not limits._running, "the request to be over")
+    wait_until(lambda: not limits.under_way, "the request to be over")
     return answer
 
 

@@ -59,7 +59,7 @@ class Process:
             recorder=recorder,
             epoch=self.epoch,
             clock=clock,
-            limits=self.limits,
+            refusals_per_minute=lambda tenant: self.limits.of(tenant).refusals_per_minute,
         )
         self.policies = PolicyService(
             database=database,

@@ -174,7 +174,7 @@ class Edge:
         self.recorder, self.epoch = FakeRecorder(), FakeEpoch()
         self.closed = 0
         self.limits = FakeLimits(concurrent_requests=8)
-        limits = RequestLimits(database=database, clock=clock, limits=self.limits, processes=lambda: 1)
+        limits = RequestLimits(database=database, clock=clock, limits=self.limits, process_id="here", others=frozenset)
         self.management = Management(
             endpoints=endpoints,
             authenticator=self.tokens,

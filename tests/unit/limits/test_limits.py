@@ -1,11 +1,15 @@
 """Requests a minute and at once, of a tenant and of each of its accounts: who is refused, with what, and who is not."""
 
+import asyncio
+
 import pytest
 
 from fakes.core import ACME, GLOBEX, FakeClock, FakeLimits, tenant_caller
+from modelkeep_platform.core.callers import TenantCaller
 from modelkeep_platform.core.errors import RateLimitedError
 from modelkeep_platform.core.limits import TenantLimits
 from modelkeep_platform.limits.bucket import Rate
+from modelkeep_platform.limits.places import Place
 from modelkeep_platform.limits.rates import Standing
 from modelkeep_platform.limits.service import RequestLimitError, RequestLimits, headers
 from modelkeep_platform.storage.database import Database
@@ -17,7 +21,11 @@ def limits(
     database: Database, clock: FakeClock, *, tenant: int = 5, principal: int = 5, at_once: int = 2
 ) -> RequestLimits:
     said = FakeLimits(requests_per_minute=tenant, principal_requests_per_minute=principal, concurrent_requests=at_once)
-    return RequestLimits(database=database, clock=clock, limits=said, processes=lambda: 1)
+    return RequestLimits(database=database, clock=clock, limits=said, process_id="here", others=frozenset)
+
+
+def place(room: RequestLimits, caller: TenantCaller) -> Place:
+    return asyncio.run(room.place(caller))
 
 
 def test_the_burst_may_come_at_once_and_the_rest_comes_in_evenly(database: Database, clock: FakeClock) -> None:
@@ -59,32 +67,32 @@ def test_a_tenant_is_stopped_whoever_of_it_asks(database: Database, clock: FakeC
 
 def test_an_account_cannot_take_every_place_of_its_tenant(database: Database, clock: FakeClock) -> None:
     said = FakeLimits(concurrent_requests=3, principal_concurrent_requests=2)
-    room = RequestLimits(database=database, clock=clock, limits=said, processes=lambda: 1)
+    room = RequestLimits(database=database, clock=clock, limits=said, process_id="here", others=frozenset)
     first, second = tenant_caller(ACME), tenant_caller(ACME, name="another")
-    with room.slot(first), room.slot(first):
-        with pytest.raises(RateLimitedError, match="2 requests of this account") as caught, room.slot(first):
+    with place(room, first), place(room, first):
+        with pytest.raises(RateLimitedError, match="this account may have 2 requests") as caught, place(room, first):
             pytest.fail("a third place")
         assert caught.value.error_code == "too_many_at_once"
         with (
-            room.slot(second),
-            pytest.raises(RateLimitedError, match="3 requests of this tenant"),
-            room.slot(second),
+            place(room, second),
+            pytest.raises(RateLimitedError, match="this tenant may have 3 requests"),
+            place(room, second),
         ):
             pytest.fail("a fourth place")
-    assert room._running == {}
+    assert room.under_way == 0
 
 
 def test_places_at_once_are_given_back_also_after_an_error(database: Database, clock: FakeClock) -> None:
     room = limits(database, clock)
-    with room.slot(ME), room.slot(ME):
-        with pytest.raises(RateLimitedError) as caught, room.slot(ME):
+    with place(room, ME), place(room, ME):
+        with pytest.raises(RateLimitedError) as caught, place(room, ME):
             pass
         assert caught.value.error_code == "too_many_at_once"
-        with room.slot(OTHER):
+        with place(room, OTHER):
             pass
-    with pytest.raises(LookupError), room.slot(ME):
+    with pytest.raises(LookupError), place(room, ME):
         raise LookupError
-    with room.slot(ME), room.slot(ME):
+    with place(room, ME), place(room, ME):
         pass
 
 
@@ -106,7 +114,7 @@ def test_a_refused_account_costs_its_tenant_nothing(database: Database, clock: F
 
 def test_what_is_not_known_in_this_epoch_is_looked_up_in_a_thread(database: Database, clock: FakeClock) -> None:
     said = FakeLimits()
-    room = RequestLimits(database=database, clock=clock, limits=said, processes=lambda: 1)
+    room = RequestLimits(database=database, clock=clock, limits=said, process_id="here", others=frozenset)
     assert room.admit_now(ME) is not None
     said.known = False
     assert room.admit_now(ME) is None
@@ -115,13 +123,13 @@ def test_what_is_not_known_in_this_epoch_is_looked_up_in_a_thread(database: Data
 
 def test_another_limit_holds_for_the_next_request(database: Database, clock: FakeClock) -> None:
     said = FakeLimits()
-    room = RequestLimits(database=database, clock=clock, limits=said, processes=lambda: 1)
+    room = RequestLimits(database=database, clock=clock, limits=said, process_id="here", others=frozenset)
     room.admit(ME)
     said.own[ACME] = TenantLimits(requests_per_minute=1, concurrent_requests=1)
-    with room.slot(ME):
-        with pytest.raises(RateLimitedError), room.slot(ME):
+    with place(room, ME):
+        with pytest.raises(RateLimitedError), place(room, ME):
             pass
-        with room.slot(OTHER), room.slot(OTHER):
+        with place(room, OTHER), place(room, OTHER):
             pass
     room.admit(ME)
     with pytest.raises(RequestLimitError, match="this tenant may make 1 requests a minute"):

@@ -24,7 +24,7 @@ from modelkeep_platform.core.callers import Caller, OperatorCaller, TenantCaller
 from modelkeep_platform.core.decisions import Attributes, Decision
 from modelkeep_platform.core.errors import CallerError, ForbiddenError, NotFoundError
 from modelkeep_platform.core.ids import TenantId
-from modelkeep_platform.core.ports import Clock, EpochSource, LimitSource, Recorder
+from modelkeep_platform.core.ports import Clock, EpochSource, Recorder
 from modelkeep_platform.core.refs import ResourceRef
 from modelkeep_platform.storage.database import Database
 from modelkeep_platform.telemetry.logs import fields
@@ -51,7 +51,7 @@ class PolicyAuthorizer:
         recorder: writes refusals.
         epoch: what cached decisions live by.
         clock: ends grants.
-        limits: says how many refusals of a tenant are entries of their own each minute.
+        refusals_per_minute: says how many refusals of a tenant are entries of their own each minute.
     """
 
     def __init__(
@@ -62,15 +62,10 @@ class PolicyAuthorizer:
         recorder: Recorder,
         epoch: EpochSource,
         clock: Clock,
-        limits: LimitSource,
+        refusals_per_minute: Callable[[TenantId], int],
     ) -> None:
         self._store = store
-        self._refusals = RefusalLog(
-            database=database,
-            recorder=recorder,
-            clock=clock,
-            per_window=lambda tenant: limits.of(tenant).refusals_per_minute,
-        )
+        self._refusals = RefusalLog(database=database, recorder=recorder, clock=clock, per_window=refusals_per_minute)
         self._epoch = epoch
         self._clock = clock
         self._own_side = ShippedPolicies(OWN_SIDE)

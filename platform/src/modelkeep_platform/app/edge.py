@@ -62,7 +62,8 @@ class Edge:
             database=ground.database,
             clock=ground.clock,
             limits=ground.limits,
-            processes=lambda: ground.epoch.processes,
+            process_id=ground.process_id,
+            others=lambda: ground.epoch.others,
         )
         self.health = Health(
             {
@@ -122,6 +123,7 @@ class Edge:
         return (
             Live("modelkeep_predictions_waiting", "Predictions that wait for a worker.", lambda: serving.waiting),
             Live("modelkeep_workers_alive", "Worker processes that serve predictions.", lambda: serving.alive),
+            Live("modelkeep_requests_under_way", "Requests that hold a place.", lambda: self.requests.under_way),
             Live("modelkeep_connections", "Open connections.", lambda: self.connections.open),
             Live("modelkeep_audit_queued", "Audit entries in memory, not committed.", lambda: ground.log.queued),
             Live("modelkeep_epoch_age_seconds", "Since the policy epoch was last read.", lambda: ground.epoch.age_s),

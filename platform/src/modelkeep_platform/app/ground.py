@@ -11,7 +11,7 @@ from modelkeep_platform.audit.integrator import Integrator
 from modelkeep_platform.audit.log import AuditLog
 from modelkeep_platform.audit.refusals import RefusalNotes
 from modelkeep_platform.core.ids import PLATFORM
-from modelkeep_platform.core.limits import MIB
+from modelkeep_platform.core.limits import MIB, TenantLimits
 from modelkeep_platform.keys.platform_secrets import Ed25519Signer, PlatformSecrets
 from modelkeep_platform.keys.roots.file import FileRootKey
 from modelkeep_platform.keys.service import KeyService
@@ -43,7 +43,7 @@ class Ground:
         self.disk = Disk(data, reserve_bytes=settings.disk_reserve_mib * MIB, clock=clock)
         self.database = database = Database(f"sqlite:///{data / 'platform.db'}")
         migrate.check(database)
-        process_id = f"{socket.gethostname()[:30]}-{entropy.random_bytes(8).hex()}"
+        self.process_id = process_id = f"{socket.gethostname()[:30]}-{entropy.random_bytes(8).hex()}"
         peers = Peers(database=database, clock=clock, process_id=process_id)
         self.epoch = epoch = EpochWatcher(database=database, clock=clock, peers=peers)
         root = FileRootKey.load(Path(settings.root_key), data=data)
@@ -60,7 +60,7 @@ class Ground:
             recorder=self.log,
             clock=clock,
             # A fifth: what no policy decided is less worth keeping one by one.
-            per_window=lambda tenant: max(1, limits.last_known(tenant).refusals_per_minute // 5),
+            per_window=lambda tenant: max(1, self._refusals_here(limits.last_known(tenant)) // 5),
         )
         self.authorizer = PolicyAuthorizer(
             database=database,
@@ -68,7 +68,7 @@ class Ground:
             recorder=self.log,
             epoch=epoch,
             clock=clock,
-            limits=limits,
+            refusals_per_minute=lambda tenant: self._refusals_here(limits.of(tenant)),
         )
 
     def start(self) -> None:
@@ -86,6 +86,10 @@ class Ground:
         self.integrator.close()
         self.epoch.close()
         self.database.close()
+
+    def _refusals_here(self, limits: TenantLimits) -> int:
+        """Return this process's part of the refusals that all of them record one by one each minute."""
+        return max(1, limits.refusals_per_minute // self.epoch.processes)
 
     def _prepare(self) -> None:
         """Make the platform's own keys, once."""

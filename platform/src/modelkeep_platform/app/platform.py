@@ -50,6 +50,7 @@ class Platform:
     def start(self) -> None:
         """Start what runs beside requests: epoch, log, integrator, job dispatcher, expiry."""
         self.ground.start()
+        self.edge.requests.start()
         self.rooms.dispatcher.start()
         self._housekeeper.start()
 
@@ -59,6 +60,7 @@ class Platform:
         if self._housekeeper.is_alive():
             self._housekeeper.join(timeout=_TIDY_S)
         self.rooms.dispatcher.close()
+        self.edge.requests.close()
         self.ground.close()
 
     def create_operator(self) -> tuple[str, str]:

@@ -44,8 +44,8 @@ class Settings:
         principal_requests_per_minute: requests a minute of one member or service account.
         tenant_burst_seconds: how many seconds' worth of these requests may come at once, of a tenant and of each of its
             accounts; at least 10 requests.
-        tenant_concurrent_requests: requests of one tenant that are under way at once, in each server process.
-        principal_concurrent_requests: those of one member or service account, in each server process.
+        tenant_concurrent_requests: requests of one tenant that are under way at once, over all server processes.
+        principal_concurrent_requests: those of one member or service account, over all server processes.
         tenant_storage_mib: what one tenant's models, datasets, checkpoints and open uploads may occupy, in MiB.
         tenant_open_uploads: uploads that one tenant may have begun and not ended.
         tenant_active_jobs: jobs that one tenant may have queued or running.
@@ -55,8 +55,8 @@ class Settings:
         tenant_service_accounts: service accounts of one tenant.
         tenant_policy_versions: versions of its policy that one tenant may keep.
         tenant_idempotency_keys: Idempotency-Keys of one tenant that are kept for a day.
-        tenant_refusals_per_minute: policy's refusals of one tenant that are log entries of their own each minute, in
-            each server process, the rest is counted; of refusals that no policy decided a fifth of it.
+        tenant_refusals_per_minute: policy's refusals of one tenant that are log entries of their own each minute, of
+            each server process an equal part, the rest is counted; of refusals that no policy decided a fifth of it.
         max_workers: worker processes for predictions at once, in each server process.
         max_connections: open connections, in each server process.
         source_connections: open connections of one address, of IPv6 a /64, in each server process; 0 behind a proxy.

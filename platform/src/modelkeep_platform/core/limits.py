@@ -44,7 +44,7 @@ class TenantLimits:
         requests_per_minute: requests a minute of the whole tenant, over all server processes.
         principal_requests_per_minute: requests a minute of one member or service account.
         burst_seconds: how many seconds' worth of these may come at once, of the tenant and of each account.
-        concurrent_requests: requests that are under way at once, in each server process.
+        concurrent_requests: requests that are under way at once, over all server processes.
         principal_concurrent_requests: those of one member or service account.
         storage_mib: MiB of models, datasets, checkpoints and open uploads together.
         open_uploads: uploads that were begun and neither completed nor given up.
@@ -55,8 +55,8 @@ class TenantLimits:
         service_accounts: applications' accounts.
         policy_versions: versions of its policy that are kept.
         idempotency_keys: Idempotency-Keys of a day, of all its principals together.
-        refusals_per_minute: refusals that are log entries of their own each minute, in each server process; the rest is
-            counted.
+        refusals_per_minute: refusals that are log entries of their own each minute, of each server process an equal
+            part; the rest is counted.
     """
 
     requests_per_minute: int = _limit(60_000, least=1)

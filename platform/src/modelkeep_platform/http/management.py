@@ -127,7 +127,7 @@ class Management:
             standing = self._limits.admit_now(caller)
             if standing is None:
                 standing = await run_in_threadpool(self._limits.admit, caller)
-            with self._limits.slot(caller):
+            with await self._limits.place(caller):
                 response = await self._run(endpoint, request, caller, request_id)
         except Exception as exc:  # noqa: BLE001 -- the edge: everything becomes an envelope
             answered = noted(

@@ -181,7 +181,7 @@ class DataPlane:
                 caller = await self._caller(scope, request_id)
                 standing = self._limits.admit_now(caller) or await asyncio.to_thread(self._limits.admit, caller)
                 scope["standing"] = standing
-                with self._limits.slot(caller):
+                with await self._limits.place(caller):
                     await self._limits.turn(caller)
                     return await self._model(scope, receive, caller, (name, version, verb))
             case _:

@@ -1,20 +1,17 @@
 """Whether a caller may go on: requests a minute and at once, of its tenant and of itself."""
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Final
+import asyncio
+from collections.abc import Callable, Collection
 
 from modelkeep_platform.core.callers import Caller
 from modelkeep_platform.core.errors import RateLimitedError
 from modelkeep_platform.core.limits import TenantLimits
 from modelkeep_platform.core.ports import Clock, LimitSource
 from modelkeep_platform.limits.bucket import MINUTE_S, Rate
+from modelkeep_platform.limits.places import Place, Places, Wanted
 from modelkeep_platform.limits.rates import Asked, Rates, Standing
 from modelkeep_platform.limits.turns import Turns
 from modelkeep_platform.storage.database import Database
-
-_SOON_S: Final = 1
 
 
 class RequestLimitError(RateLimitedError):
@@ -32,15 +29,31 @@ class RequestLimits:
         database: shares counts between server processes.
         clock: lets requests come in evenly.
         limits: says what each tenant may use.
-        processes: how many server processes are alive.
+        process_id: this server process's name, unique on the database.
+        others: returns the names of the other server processes that are alive.
     """
 
-    def __init__(self, *, database: Database, clock: Clock, limits: LimitSource, processes: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        *,
+        database: Database,
+        clock: Clock,
+        limits: LimitSource,
+        process_id: str,
+        others: Callable[[], Collection[str]],
+    ) -> None:
         self._limits = limits
-        self._rates = Rates(database=database, clock=clock, processes=processes)
+        self._rates = Rates(database=database, clock=clock, processes=lambda: 1 + len(others()))
         self._turns = Turns(clock=clock)
-        self._running: dict[str, int] = {}
-        self._lock = threading.Lock()
+        self._places = Places(database=database, clock=clock, process_id=process_id, others=others)
+
+    def start(self) -> None:
+        """Begin sharing with other processes."""
+        self._places.start()
+
+    def close(self) -> None:
+        """Leave to the other processes what this one held."""
+        self._places.close()
 
     def admit_now(self, caller: Caller) -> Standing | None:
         """Count a request from memory; None when the database must be asked (`admit`, in a thread).
@@ -79,38 +92,25 @@ class RequestLimits:
         """Return when it is the turn of the caller's tenant to compute in the event loop."""
         await self._turns.next(caller.tenant)
 
-    @contextmanager
-    def slot(self, caller: Caller) -> Iterator[None]:
-        """Hold one of the places of the tenant and of the account for a request that is under way.
+    @property
+    def under_way(self) -> int:
+        """Return how many requests hold a place in this process."""
+        return self._places.filled
+
+    async def place(self, caller: Caller) -> Place:
+        """Return places of the tenant and of the account for a request that is under way, to be left with its block.
 
         Raises:
             RateLimitedError: all are taken.
         """
         limits = self._limits.last_known(caller.tenant)
-        places = (
-            (_account(caller), limits.principal_concurrent_requests, "this account"),
-            (caller.tenant, limits.concurrent_requests, "this tenant"),
+        wanted = (
+            Wanted(_account(caller), limits.principal_concurrent_requests, "this account"),
+            Wanted(caller.tenant, limits.concurrent_requests, "this tenant"),
         )
-        running = self._running
-        with self._lock:
-            for key, most, who in places:
-                if running.get(key, 0) >= most:
-                    raise RateLimitedError(
-                        f"{running[key]} requests of {who} are under way; send fewer at once",
-                        retry_after_s=_SOON_S,
-                        code="too_many_at_once",
-                    )
-            for key, _, _ in places:
-                running[key] = running.get(key, 0) + 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                for key, _, _ in places:
-                    if running[key] > 1:
-                        running[key] -= 1
-                    else:
-                        del running[key]
+        while (place := self._places.take(wanted)) is None:
+            await asyncio.to_thread(self._places.lease, wanted)
+        return place
 
 
 def headers(standing: Standing) -> dict[str, str]:

@@ -98,9 +98,14 @@ class EpochWatcher:
         return self._number
 
     @property
+    def others(self) -> frozenset[str]:
+        """Return the names of the other server processes that are alive."""
+        return frozenset() if self._peers is None else self._peers.others
+
+    @property
     def processes(self) -> int:
         """Return how many server processes are alive, this one included."""
-        return 1 if self._peers is None else max(1, self._peers.alive)
+        return 1 + len(self.others)
 
     def close(self) -> None:
         """Stop following, and take the heartbeat away."""

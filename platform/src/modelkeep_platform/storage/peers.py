@@ -56,7 +56,7 @@ class Peers:
         self._beat: tuple[int, int] | None = None
         self._others: dict[str, _Seen] = {}
         self._lock = threading.Lock()
-        self.alive = 1
+        self.others: frozenset[str] = frozenset()
 
     def beat(self, epoch: int) -> None:
         """Say that this process is alive and has seen `epoch`; writes at most once a second and once an epoch."""
@@ -71,7 +71,7 @@ class Peers:
             if not changed.rowcount:
                 values = {"id": self.process_id, "started_at": now, "seen_at": now, "epoch": epoch}
                 tx.execute(sa.insert(server_processes).values(**values))
-            self.alive = 1 + len(self._alive(rows))
+            self.others = frozenset(self._alive(rows))
             self._clear(tx, older_s=_FORGET_S)
         self._clock.not_before(now)
         self._beat = (now, epoch)

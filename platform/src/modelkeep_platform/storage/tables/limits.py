@@ -19,3 +19,11 @@ request_buckets = platform_table(
     sa.Column("tokens", sa.Double, nullable=False),
     sa.Column("filled_at", sa.Double, nullable=False),
 )
+
+# How many requests each process may have under way at once.
+request_places = platform_table(
+    "request_places",
+    sa.Column("key", sa.String(160), primary_key=True),
+    sa.Column("process", sa.String(64), primary_key=True),
+    sa.Column("places", sa.BigInteger, nullable=False),
+)
