@@ -83,7 +83,9 @@ class Evidence:
         """Assert that what is done leaves every row as it was."""
         before = self.state()
         yield
-        assert self.state() == before
+        after = self.state()
+        changed = {table: set(rows) ^ set(after[table]) for table, rows in before.items() if after[table] != rows}
+        assert not changed, str(changed)[:2000]
 
     def _entries(self, where: sa.ColumnElement[bool]) -> list[Entry]:
         self._platform.ground.log.flush()
