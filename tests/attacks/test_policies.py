@@ -1,19 +1,25 @@
 """Attempts on policies: the lines *Policies* of the design's list of attacks.
 
-Each asserts the refusal's code, that nothing changed, and what the audit log was told. A refused *call* is recorded
-here, with its decision; a refused *text* is noted by the edge (`audit/refusals.py`), which has its own tests.
+First the room alone: the refusal's code, that nothing changed, what the log was told; stale processes and damaged rows,
+which take a second process and a hand in the database. Then the same texts sent to a running platform by an
+administrator: status and code, nothing changed, and the entry in the caller's log.
 """
 
+import hashlib
+import json
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import sqlalchemy as sa
 
 from fakes.access import BY, FOREIGN, MODEL, AccessRoom, quick_database, refused
 from fakes.core import ACME, GLOBEX, FakeClock, FakeRecorder, tenant_caller
+from isolation.routes import code_of, seen
 from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.callers import Caller, Role
 from modelkeep_platform.core.errors import CallerError, ForbiddenError, IntegrityError, NotFoundError, UnavailableError
@@ -21,6 +27,9 @@ from modelkeep_platform.core.events import Outcome
 from modelkeep_platform.core.limits import MAX_POLICY_BYTES
 from modelkeep_platform.core.refs import Kind, ResourceRef, collection
 from modelkeep_platform.storage.tables.access import active_policies, grants, policy_versions
+from modelkeep_platform.storage.tables.identity import tenants
+from services.evidence import Evidence
+from services.house import GRAPH, WEIGHTS, House
 
 ADMIN = tenant_caller(ACME)
 DEVELOPER = tenant_caller(ACME, Role.DEVELOPER, name="dev")
@@ -343,3 +352,230 @@ def test_a_grant_moved_to_another_owner_gives_nothing(room: AccessRoom) -> None:
         tx.bump_epoch()
     room.epoch.refresh()
     assert refuse(room, PARTNER, Action.MODEL_READ, MODEL).error_code == "not_found"
+
+
+# --- a platform -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    house = House(Path(tmp_path_factory.mktemp("policies")), tenant_refusals_per_minute=1_000_000)
+    house.fill()
+    house.acme.clients["developer"].models.upload("model", graph=GRAPH, weights=WEIGHTS)
+    yield house
+    house.close()
+
+
+@pytest.fixture(scope="module")
+def evidence(house: House) -> Evidence:
+    return Evidence(house)
+
+
+@pytest.fixture(scope="module")
+def admin(house: House) -> Iterator[httpx.Client]:
+    """Acme's administrator."""
+    with house.http(house.acme.admin) as http:
+        yield http
+
+
+@pytest.fixture(scope="module")
+def outsider(house: House) -> Iterator[httpx.Client]:
+    """Globex's administrator."""
+    with house.http(house.globex.admin) as http:
+        yield http
+
+
+@pytest.fixture
+def mended(admin: httpx.Client, outsider: httpx.Client) -> Iterator[None]:
+    """Give both tenants an empty policy again afterwards."""
+    yield
+    for http in (admin, outsider):
+        assert publish(http, "").status_code == 201
+
+
+def publish(http: httpx.Client, text: str, path: str = "/v1/policies") -> httpx.Response:
+    """Send a text in ASCII alone: half a surrogate pair has no bytes of its own."""
+    body = json.dumps({"text": text}).encode()
+    return http.post(path, content=body, headers={"content-type": "application/json"})
+
+
+def is_refused(
+    evidence: Evidence, answer: httpx.Response, status: int, code: str, reason: str = "", tenant: str = "acme"
+) -> None:
+    """Check status and code, and that the refusal is one entry of the caller's log and of no other."""
+    assert (answer.status_code, code_of(answer)) == (status, code), answer.text[:400]
+    assert evidence.recorded(answer) == [(tenant, "denied", reason or code)]
+
+
+@pytest.mark.parametrize("path", ["/v1/policies", "/v1/policies/check"])
+@pytest.mark.parametrize(("text", "code"), TEXTS.values(), ids=TEXTS)
+def test_a_bad_text_is_refused_over_http(
+    evidence: Evidence, admin: httpx.Client, text: str, code: str, path: str
+) -> None:
+    with evidence.nothing_changes():
+        answer = publish(admin, text, path)
+    if text == TEXTS["surrogate"][0]:
+        code = "invalid_json"
+    is_refused(evidence, answer, {"too_large": 413, "invalid_json": 400}.get(code, 422), code)
+    assert len(answer.content) < 20_000
+
+
+def test_a_body_far_over_the_limit_is_not_read(evidence: Evidence, admin: httpx.Client) -> None:
+    with evidence.nothing_changes():
+        answer = publish(admin, "// " + "x" * (3 * MAX_POLICY_BYTES))
+    is_refused(evidence, answer, 413, "too_large")
+
+
+@pytest.mark.parametrize("role", ["developer", "analyst", "auditor"])
+def test_who_may_not_publish_changes_nothing(house: House, evidence: Evidence, role: str) -> None:
+    with house.http(house.acme.role(role)) as http, evidence.nothing_changes():
+        answers = [publish(http, PERMIT), http.post("/v1/policies/1/activate")]
+    for answer, action in zip(answers, ("policy:publish", "policy:activate"), strict=True):
+        is_refused(evidence, answer, 403, "forbidden", f"no policy permits `{action}` to the roles `{role}`")
+
+
+@pytest.mark.parametrize("text", LIFTING, ids=range(len(LIFTING)))
+@pytest.mark.usefixtures("mended")
+def test_no_published_policy_lifts_the_guard_over_http(
+    evidence: Evidence, admin: httpx.Client, outsider: httpx.Client, text: str
+) -> None:
+    for http in (admin, outsider):
+        assert publish(http, text).status_code == 201
+    infer = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 1]}]}
+    calls: tuple[tuple[str, str, Any], ...] = (
+        ("GET", "/v1/models/acme~{}", None),
+        ("DELETE", "/v1/models/acme~{}", None),
+        ("GET", "/v1/datasets/acme~{}", None),
+        ("POST", "/v2/models/acme~{}/infer", infer),
+    )
+    for method, path, body in calls:
+        with evidence.nothing_changes():
+            foreign, missing = (
+                outsider.request(method, path.format(name), json=body)
+                for name in ("rows" if "datasets" in path else "model", "never")
+            )
+        assert seen(foreign) == seen(missing)
+        is_refused(evidence, foreign, 404, "not_found", "not found", tenant="globex")
+
+
+@pytest.mark.usefixtures("mended")
+def test_no_published_policy_gives_the_operators_work_over_http(evidence: Evidence, admin: httpx.Client) -> None:
+    assert publish(admin, PERMIT).status_code == 201
+    with evidence.nothing_changes():
+        answers = [
+            admin.post("/v1/tenants", json={"slug": "mine", "name": "Mine"}),
+            admin.post("/v1/tenants/globex/suspend"),
+            admin.post("/v1/issuer/rotate-key"),
+        ]
+    for answer in answers:
+        is_refused(evidence, answer, 403, "operator_only")
+
+
+@pytest.mark.parametrize("text", FAILING.values(), ids=FAILING)
+@pytest.mark.usefixtures("mended")
+def test_a_policy_that_fails_at_run_time_denies_over_http(
+    house: House, evidence: Evidence, admin: httpx.Client, text: str
+) -> None:
+    assert publish(admin, text).status_code == 201
+    reason = "a policy failed while it was evaluated"
+    with house.http(house.acme.clients["developer"]) as http, evidence.nothing_changes():
+        answers = [http.get("/v1/models/model/versions/2"), http.get("/v2/models/model/versions/2")]
+        assert http.get("/v1/models/model").status_code == 200, "where it does not fail, roles decide"
+    for answer in answers:
+        is_refused(evidence, answer, 403, "forbidden", reason)
+    assert answers[0].json()["error"]["details"]["reasons"] == [reason]
+    assert publish(admin, "").status_code == 201
+    with house.http(house.acme.clients["developer"]) as http:
+        assert http.get("/v1/models/model/versions/2").status_code == 200
+
+
+@pytest.mark.parametrize("text", LAST.values(), ids=LAST)
+def test_the_last_administrators_access_cannot_be_published_away_over_http(
+    evidence: Evidence, admin: httpx.Client, text: str
+) -> None:
+    me = admin.get("/v1/whoami").json()
+    own = text.replace('"app"', f'"{me["name"]}"').replace('"principal-app"', f'"{me["principal"]}"')
+    for path in ("/v1/policies", "/v1/policies/check"):
+        with evidence.nothing_changes():
+            answer = publish(admin, own, path)
+        is_refused(evidence, answer, 422, "policy_lockout")
+    assert publish(admin, "").status_code == 201
+
+
+def test_nor_be_rolled_back_to_over_http(house: House, evidence: Evidence, admin: httpx.Client) -> None:
+    text, version = LAST["by-role"], publish(admin, "").json()["version"] + 1
+    with house.server.platform.ground.database.platform() as tx:
+        owner = tx.first(sa.select(tenants).where(tenants.c.slug == "acme"))
+        assert owner is not None
+        tx.as_tenant(owner["id"]).insert(
+            policy_versions,
+            version=version,
+            text=text,
+            sha256=hashlib.sha256(text.encode()).hexdigest(),
+            created_at=1,
+            created_by="test",
+        )
+    with evidence.nothing_changes():
+        answer = admin.post(f"/v1/policies/{version}/activate")
+    is_refused(evidence, answer, 422, "policy_lockout")
+    for never in (version + 1, 10**9):
+        with evidence.nothing_changes():
+            answer = admin.post(f"/v1/policies/{never}/activate")
+        is_refused(evidence, answer, 404, "not_found", "not found")
+
+
+def test_nor_be_taken_from_the_member_who_has_it(house: House, evidence: Evidence, admin: httpx.Client) -> None:
+    """An invited administrator is none yet: nobody could let her in again."""
+    house.acme.admin.members.invite("second", roles=["tenant-admin"])
+    me = admin.get("/v1/whoami").json()["principal"]
+    with evidence.nothing_changes():
+        answers = [
+            admin.delete(f"/v1/members/{me}"),
+            admin.patch(f"/v1/members/{me}", json={"roles": ["auditor"]}),
+        ]
+    for answer in answers:
+        is_refused(evidence, answer, 409, "last_administrator")
+
+
+def test_publication_at_once_over_http_makes_as_many_versions_and_one_active(
+    house: House, evidence: Evidence, admin: httpx.Client
+) -> None:
+    before = publish(admin, "").json()["version"]
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda number: publish(admin, f"// {number}"), range(6)))
+    assert [answer.status_code for answer in answers] == [201] * 6
+    versions = {answer.json()["version"]: answer for answer in answers}
+    assert sorted(versions) == list(range(before + 1, before + 7))
+    assert [one["version"] for one in admin.get("/v1/policies").json()["items"] if one["state"] == "active"] == [
+        before + 6
+    ]
+    for version, answer in versions.items():
+        (entry,) = evidence.entries(answer.headers["x-request-id"])
+        assert (entry.tenant, entry.action, entry.outcome) == ("acme", "policy:publish", "done")
+        assert entry.facts["version"] == version
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "code"),
+    [
+        ({"actions": ["model:steal"]}, 422, "grant_refused"),
+        ({"actions": ["model:delete"]}, 422, "grant_refused"),
+        ({"actions": ["policy:publish"]}, 422, "grant_refused"),
+        ({"actions": ["dataset:read"]}, 422, "grant_refused"),
+        ({"actions": []}, 422, "grant_refused"),
+        ({"kind": "policy"}, 422, "grant_refused"),
+        ({"grantee": "acme"}, 422, "invalid_grantee"),
+        ({"grantee": "platform"}, 422, "invalid_grantee"),
+        ({"grantee": "*"}, 422, "invalid_grantee"),
+        ({"name": "globex~model"}, 404, "not_found"),
+        ({"expires_at": 1}, 422, "grant_refused"),
+    ],
+    ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
+)
+def test_no_grant_gives_more_than_can_be_granted_over_http(
+    evidence: Evidence, admin: httpx.Client, change: dict[str, Any], status: int, code: str
+) -> None:
+    body = {"kind": "model", "name": "model", "grantee": "globex", "actions": ["model:read"], "expires_at": None}
+    with evidence.nothing_changes():
+        answer = admin.post("/v1/grants", json={**body, **change})
+    is_refused(evidence, answer, status, code, "not found" if status == 404 else "")

@@ -16,16 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
 
 from fakes.edge import GONE, STALL, Answer, call
 from modelkeep_platform.core.limits import MAX_INFER_BYTES, MAX_JSON_BYTES, MAX_PART_BYTES, MAX_POLICY_BYTES
 from modelkeep_platform.http.heads import MAX_HEADERS
-from modelkeep_platform.storage.schema import metadata
+from services.evidence import rows_of
 from services.house import GRAPH, House, job
 
 LEAKS = re.compile(r"Traceback|File \"|\.py\b|sqlite|sqlalchemy|/tmp|root\.key|platform\.db|blobs|\bline \d+, in\b")
-MOVING = {"request_buckets", "request_places", "server_processes", "idempotency", "epoch"}
 
 
 class Target:
@@ -43,11 +41,9 @@ class Target:
             headers.append(("authorization", f"Bearer {self.token}"))
         return call(self.platform.edge.asgi, method, path, headers=headers, **options)
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, list[str]]:
         """Return all rows but those of the log and of what moves by itself."""
-        tables = [table for name, table in metadata.tables.items() if name not in MOVING and "audit" not in name]
-        with self.platform.ground.database.platform(read_only=True) as tx:
-            return {table.name: sorted(map(repr, map(dict, tx.all(sa.select(table))))) for table in tables}
+        return rows_of(self.platform.ground.database)
 
     def logged(self, answer: Answer) -> list[tuple[str, str]]:
         """Return the outcome and the reason of what the log has of a call."""

@@ -1,19 +1,29 @@
 """What someone who can write blobs or database may try: the lines *Sealed files* of the design's list of attacks.
 
 Each is refused with its code, changes nothing, and tells nothing of the plaintext. A minimum version for
-key-encryption keys does not exist yet, nor do rotation and rewrapping: there is nothing to attack.
+key-encryption keys does not exist yet, nor do rotation and rewrapping: there is nothing to attack. At the end the same
+is done behind the back of a running platform: calls answer the documented code, the log says that they failed, and
+what was not touched still opens.
 """
 
+import base64
+import hashlib
+import itertools
+import shutil
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import sqlalchemy as sa
 
 from fakes.core import ACME, GLOBEX, FakeClock, tenant_caller
 from fakes.faulty_blobs import Crash, Fault
 from fakes.sealed_room import BY, PART_BYTES, SealedRoom, memory_database, parts_of
+from isolation.routes import code_of
 from modelkeep_platform.core.errors import ConflictError, IntegrityError, ModelkeepError, UnavailableError
 from modelkeep_platform.core.ids import ObjectId, TenantId
 from modelkeep_platform.core.sealing import Purpose, Suite
@@ -21,8 +31,11 @@ from modelkeep_platform.core.secrets import SecretBytes
 from modelkeep_platform.keys.context import dek_context, kek_context
 from modelkeep_platform.keys.sealed import open_sealed, seal
 from modelkeep_platform.storage.tables.keys import wrapped_deks, wrapped_keks
+from modelkeep_platform.storage.tables.models import model_versions
 from modelkeep_platform.storage.tables.uploads import upload_parts
 from modelkeep_platform.uploads import artifacts, rows
+from services.evidence import Evidence
+from services.house import GRAPH, WEIGHTS, House, Tenant
 
 DATA = b"".join(f"row {number:04} of the secret weights; ".encode() for number in range(5))[:150]
 OTHER = DATA[::-1]
@@ -421,3 +434,199 @@ def test_what_a_crash_left_of_a_given_up_upload_is_deleted_later(room: SealedRoo
     assert room.endings.expire() == 1
     assert room.memory.data == kept
     assert room.endings.expire() == 0
+
+
+# --- behind a running platform ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A model version: its name, the ids of its rows, and the folder of its sealed weights."""
+
+    name: str
+    tenant: str
+    model: str
+    folder: Path
+
+
+class Vault:
+    """A platform whose disk and database are within reach."""
+
+    def __init__(self, house: House) -> None:
+        self.house, self.numbers = house, itertools.count()
+
+    def store(self, tenant: Tenant, name: str = "") -> Stored:
+        """Upload a model, or a second version of one."""
+        name = name or f"model-{next(self.numbers)}"
+        made = tenant.clients["developer"].models.upload(name, graph=GRAPH, weights=WEIGHTS)
+        (folder,) = (self.house.made.data / "blobs").glob(f"*/{made.model_id}/{made.version}/weights")
+        return Stored(name, folder.parents[2].name, made.model_id, folder)
+
+    def change(self, table: sa.Table, stored: Stored, **values: object) -> None:
+        """Change the rows of a model behind every service's back, and forget what was opened."""
+        ids = {wrapped_deks: wrapped_deks.c.object_id, model_versions: model_versions.c.model_id}
+        with self.house.server.platform.ground.database.platform() as tx:
+            tx.execute(sa.update(table).where(ids[table] == stored.model).values(**values))
+            tx.bump_epoch()
+        self.house.server.platform.ground.epoch.refresh()
+
+    def value(self, column: sa.Column[Any], stored: Stored) -> Any:
+        """Return a column of a model's newest row."""
+        ids = {"wrapped_deks": wrapped_deks.c.object_id, "model_versions": model_versions.c.model_id}
+        where = ids[column.table.name] == stored.model
+        with self.house.server.platform.ground.database.platform(read_only=True) as tx:
+            return tx.all(sa.select(column).where(where))[-1][column.name]
+
+
+@pytest.fixture(scope="module")
+def vault(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vault]:
+    """A platform with small parts, so that a small model has several."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (artifacts, rows):
+            patch.setattr(module, "MAX_PART_BYTES", PART_BYTES)
+        house = House(Path(tmp_path_factory.mktemp("sealed")), tenant_refusals_per_minute=1_000_000)
+        yield Vault(house)
+        house.close()
+
+
+@pytest.fixture(scope="module")
+def evidence(vault: Vault) -> Evidence:
+    return Evidence(vault.house)
+
+
+@pytest.fixture(scope="module")
+def developer(vault: Vault) -> Iterator[httpx.Client]:
+    with vault.house.http(vault.house.acme.clients["developer"]) as http:
+        yield http
+
+
+@pytest.fixture(scope="module")
+def whole(vault: Vault) -> Stored:
+    """A model that nobody touches."""
+    return vault.store(vault.house.acme)
+
+
+def flipped(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[:-20] + bytes([data[-20] ^ 1]) + data[-19:])
+
+
+def cut(path: Path, length: int) -> None:
+    path.write_bytes(path.read_bytes()[:length])
+
+
+def moved(source: Stored, target: Stored) -> None:
+    for path in source.folder.iterdir():
+        shutil.copy(path, target.folder / path.name)
+
+
+TAMPERINGS: dict[str, tuple[Callable[[Vault, Stored], object], str]] = {
+    "one-bit-of-a-part": (lambda _, it: flipped(it.folder / "part-0"), "sealed_invalid"),
+    "one-bit-of-the-manifest": (lambda _, it: flipped(it.folder / "manifest"), "sealed_invalid"),
+    "part-cut": (lambda _, it: cut(it.folder / "part-0", 70), "sealed_invalid"),
+    "part-emptied": (lambda _, it: cut(it.folder / "part-0", 0), "sealed_invalid"),
+    "manifest-cut": (lambda _, it: cut(it.folder / "manifest", 80), "sealed_invalid"),
+    "part-gone": (lambda _, it: (it.folder / "part-0").unlink(), "blob_missing"),
+    "manifest-gone": (lambda _, it: (it.folder / "manifest").unlink(), "blob_missing"),
+    "another-part": (lambda _, it: shutil.copy(it.folder / "part-1", it.folder / "part-0"), "sealed_invalid"),
+    "another-version": (lambda vault, it: moved(vault.store(vault.house.acme, it.name), it), "sealed_invalid"),
+    "another-object": (lambda vault, it: moved(vault.store(vault.house.acme), it), "sealed_invalid"),
+    "another-tenants": (lambda vault, it: moved(vault.store(vault.house.globex), it), "sealed_invalid"),
+    "another-objects-key": (lambda vault, it: _keyed(vault, it, vault.store(vault.house.acme)), "sealed_invalid"),
+    "another-tenants-key": (lambda vault, it: _keyed(vault, it, vault.store(vault.house.globex)), "sealed_invalid"),
+    "key-of-zeros": (lambda vault, it: vault.change(wrapped_deks, it, wrapped=bytes(104)), "sealed_invalid"),
+    "key-of-another-version": (lambda vault, it: vault.change(wrapped_deks, it, kek_version=2), "key_missing"),
+    "another-objects-graph": (lambda vault, it: _drawn(vault, it, vault.store(vault.house.acme)), "sealed_invalid"),
+    "another-tenants-graph": (lambda vault, it: _drawn(vault, it, vault.store(vault.house.globex)), "sealed_invalid"),
+    "another-graph-named": (
+        lambda vault, it: vault.change(model_versions, it, graph_sha256="0" * 64),
+        "graph_mismatch",
+    ),
+}
+
+
+def _keyed(vault: Vault, it: Stored, other: Stored) -> None:
+    vault.change(wrapped_deks, it, wrapped=vault.value(wrapped_deks.c.wrapped, other))
+
+
+def _drawn(vault: Vault, it: Stored, other: Stored) -> None:
+    vault.change(model_versions, it, graph_sealed=vault.value(model_versions.c.graph_sealed, other))
+
+
+@pytest.mark.parametrize(("tamper", "code"), TAMPERINGS.values(), ids=TAMPERINGS)
+def test_a_download_of_what_was_changed_is_refused_and_recorded_as_failed(
+    vault: Vault,
+    evidence: Evidence,
+    developer: httpx.Client,
+    whole: Stored,
+    tamper: Callable[[Vault, Stored], object],
+    code: str,
+) -> None:
+    it = vault.store(vault.house.acme)
+    tamper(vault, it)
+    with evidence.nothing_changes():
+        answer = developer.get(f"/v1/models/{it.name}/versions/1/weights")
+    assert (answer.status_code, code_of(answer)) == (500, code), answer.text
+    assert evidence.recorded(answer) == [("acme", "failed", code)]
+    assert not any(word in answer.text for word in (it.tenant, it.model, "part-", "manifest", str(it.folder)))
+    assert developer.get(f"/v1/models/{whole.name}/versions/1/weights").content == WEIGHTS
+    assert developer.delete(f"/v1/models/{it.name}").status_code == 204, "it can still be given up"
+
+
+def test_a_download_that_finds_a_later_part_changed_breaks_off_and_a_second_entry_says_so(
+    vault: Vault, evidence: Evidence, developer: httpx.Client
+) -> None:
+    it = vault.store(vault.house.acme)
+    flipped(it.folder / "part-1")
+    received = b""
+    with (
+        developer.stream("GET", f"/v1/models/{it.name}/versions/1/weights") as answer,
+        pytest.raises(httpx.RemoteProtocolError),
+    ):
+        for chunk in answer.iter_raw():
+            received += chunk
+    assert received == WEIGHTS[:PART_BYTES]
+    assert [(one.outcome, one.facts.get("error")) for one in evidence.entries(answer.headers["x-request-id"])] == [
+        ("done", None),
+        ("failed", "sealed_invalid"),
+    ]
+
+
+def test_nothing_is_predicted_with_what_was_changed(
+    vault: Vault, evidence: Evidence, developer: httpx.Client, whole: Stored
+) -> None:
+    body = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 1]}]}
+    weights, graph = vault.store(vault.house.acme), vault.store(vault.house.acme)
+    flipped(weights.folder / "part-1")
+    _drawn(vault, graph, whole)
+    for it in (weights, graph):
+        with evidence.nothing_changes():
+            answer = developer.post(f"/v2/models/{it.name}/infer", json=body)
+        assert (answer.status_code, code_of(answer)) == (500, "sealed_invalid"), answer.text
+        assert evidence.recorded(answer) == [("acme", "failed", "sealed_invalid")]
+    answer = developer.post(f"/v2/models/{whole.name}/infer", json=body)
+    assert answer.json()["outputs"][0]["data"] == [3.5, 6.5]
+
+
+def test_a_part_that_was_changed_before_completion_completes_nothing(
+    vault: Vault, evidence: Evidence, developer: httpx.Client
+) -> None:
+    digest = hashlib.sha256(WEIGHTS).hexdigest()
+    body = {"graph": GRAPH, "weights_bytes": len(WEIGHTS), "weights_sha256": digest}
+    begun = developer.post("/v1/models/half/versions", json=body).json()
+    upload = f"/v1/uploads/{begun['upload']['id']}"
+    for number, part in enumerate(parts_of(WEIGHTS)):
+        sent = base64.b64encode(hashlib.sha256(part).digest()).decode()
+        headers = {"content-digest": f"sha-256=:{sent}:"}
+        assert developer.put(f"{upload}/parts/{number}", content=part, headers=headers).status_code == 200
+    (path,) = (vault.house.made.data / "blobs").glob(f"*/{begun['model_id']}/1/weights/part-1")
+    kept = path.read_bytes()
+    flipped(path)
+    with evidence.nothing_changes():
+        answer = developer.post(f"{upload}/complete")
+    assert (answer.status_code, code_of(answer)) == (500, "sealed_invalid")
+    assert evidence.recorded(answer) == [("acme", "failed", "sealed_invalid")]
+    assert developer.get("/v1/models/half").status_code == 404
+    path.write_bytes(kept)
+    assert developer.post(f"{upload}/complete").status_code == 200
+    assert developer.get("/v1/models/half/versions/1/weights").content == WEIGHTS

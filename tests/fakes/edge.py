@@ -10,6 +10,7 @@ from fakes.core import FakeClock, FakeEntropy, FakeEpoch, FakeLimits, FakeRecord
 from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.callers import Caller
 from modelkeep_platform.core.errors import UnauthenticatedError
+from modelkeep_platform.core.events import Outcome
 from modelkeep_platform.core.ids import RequestId
 from modelkeep_platform.http.gateway import Gateway
 from modelkeep_platform.http.idempotency import IdempotencyStore
@@ -125,12 +126,16 @@ class Noted:
 
     def __init__(self) -> None:
         self.callers: list[tuple[str, str, str]] = []
+        self.outcomes: list[Outcome] = []
         self.strangers: list[tuple[str, int]] = []
         self.broken: Exception | None = None
 
-    def of_caller(self, caller: Caller, action: Action | str, *, code: str, route: str) -> None:
+    def of_caller(
+        self, caller: Caller, action: Action | str, *, code: str, route: str, outcome: Outcome = Outcome.DENIED
+    ) -> None:
         if self.broken is not None:
             raise self.broken
+        self.outcomes.append(outcome)
         self.callers.append((str(action), code, route))
 
     def of_stranger(self, source: str, status: int) -> None:

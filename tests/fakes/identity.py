@@ -231,7 +231,7 @@ class IdentityRoom:
         key = ECKey.import_key(jwk).private_key
         assert key is not None
         forger = Forger(kid=jwk["kid"], key=key)
-        body = json.loads(_unb64(token.split(".")[1])) | claims
+        body = json.loads(unb64(token.split(".")[1])) | claims
         return forger.token(header=header, claims=body)
 
 
@@ -290,5 +290,5 @@ def code_of(refused: Callable[[], object]) -> str:
     raise AssertionError("it was not refused")
 
 
-def _unb64(text: str) -> bytes:
+def unb64(text: str) -> bytes:
     return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))

@@ -38,6 +38,8 @@ if os.getppid() == int(sys.argv[1]):
     os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 """
 """Becomes Python with the arguments after the first, and is killed by the kernel when its parent, the first, ends."""
+_TLS = httpx.create_ssl_context()
+"""Of every bare client: to make one takes longer than a call."""
 ROLES = ("developer", "analyst", "auditor")
 TENANTS = ("acme", "globex")
 
@@ -273,9 +275,10 @@ def token_of(client: Client) -> str:
     return client._driver.run(session.auth.token(session.site, rejected=None))
 
 
-def bare(client: Client, url: str) -> httpx.Client:
-    """Return a bare HTTP client of the server at `url`, with a token of `client` that is good now."""
-    return httpx.Client(base_url=url, headers={"authorization": f"Bearer {token_of(client)}"}, timeout=30)
+def bare(client: Client | None, url: str) -> httpx.Client:
+    """Return a bare HTTP client of the server at `url`, with a token of `client` that is good now, or without one."""
+    headers = {} if client is None else {"authorization": f"Bearer {token_of(client)}"}
+    return httpx.Client(base_url=url, headers=headers, timeout=30, verify=_TLS)
 
 
 class House:
@@ -313,7 +316,7 @@ class House:
 
     def http(self, client: Client | None) -> httpx.Client:
         """Return a bare HTTP client with the token of `client`."""
-        return httpx.Client(base_url=self.url, timeout=30) if client is None else bare(client, self.url)
+        return bare(client, self.url)
 
     def close(self) -> None:
         """Stop everything."""

@@ -50,6 +50,15 @@ def test_a_refusal_of_a_known_caller_is_an_entry_of_its_own_tenants_log(
     assert operators.tenant == PLATFORM
 
 
+def test_what_failed_is_noted_as_failed(notes: RefusalNotes, recorder: Stubborn) -> None:
+    notes.of_caller(
+        tenant_caller(), Action.MODEL_EXPORT, code="sealed_invalid", route="GET /v1/models", outcome=Outcome.FAILED
+    )
+    (event,) = recorder.events
+    assert (event.action, event.outcome) == (Action.MODEL_EXPORT, Outcome.FAILED)
+    assert event.facts == {"error": "sealed_invalid", "route": "GET /v1/models"}
+
+
 def test_past_a_tenants_quota_refusals_are_counted_and_the_count_is_one_entry(
     notes: RefusalNotes, recorder: Stubborn, clock: FakeClock
 ) -> None:

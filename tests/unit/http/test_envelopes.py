@@ -163,6 +163,14 @@ def test_policys_refusals_are_not_noted_twice(edge: Edge, failing: Failing) -> N
     assert edge.noted.callers == [("model:read", "operator_only", "GET /v1/things/{id}")]
 
 
+def test_what_does_not_authenticate_is_noted_as_failed(edge: Edge, failing: Failing) -> None:
+    failing.error = IntegrityError("the sealed bytes do not open", code="sealed_invalid")
+    answer = edge.call("GET", "/v1/things/1", token="t")
+    assert (answer.status, answer.code) == (500, "sealed_invalid")
+    assert edge.noted.callers == [("model:read", "sealed_invalid", "GET /v1/things/{id}")]
+    assert edge.noted.outcomes == ["failed"]
+
+
 def test_a_refusal_that_cannot_be_noted_says_that_the_log_is_out_of_order(edge: Edge, failing: Failing) -> None:
     failing.error = UnprocessableError("no")
     edge.noted.broken = UnavailableError("the audit log cannot take entries; try again", code="audit_unavailable")

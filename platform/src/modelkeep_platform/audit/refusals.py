@@ -77,14 +77,17 @@ class RefusalNotes:
             self._thread.join(timeout=10)
         self.sweep(unfinished=True)
 
-    def of_caller(self, caller: Caller, action: Action | str, *, code: str, route: str) -> None:
-        """Note that a known caller was refused.
+    def of_caller(
+        self, caller: Caller, action: Action | str, *, code: str, route: str, outcome: Outcome = Outcome.DENIED
+    ) -> None:
+        """Note that a known caller was refused, or that what it asked for failed.
 
         Args:
             caller: whose log it belongs to; the owner of what was asked for learns nothing of it.
             action: what the route is guarded by.
             code: the error's stable code.
             route: the method and the path's template, which hold no input.
+            outcome: denied, or failed.
 
         Raises:
             UnavailableError: the log takes no entries at present.
@@ -98,9 +101,9 @@ class RefusalNotes:
             Event(
                 tenant=caller.tenant,
                 action=action,
-                outcome=Outcome.DENIED,
+                outcome=outcome,
                 actor=caller,
-                facts={"reason": code, "route": route},
+                facts={"error" if outcome is Outcome.FAILED else "reason": code, "route": route},
             )
         )
 

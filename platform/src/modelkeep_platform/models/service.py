@@ -11,7 +11,7 @@ from typing import Final
 from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.callers import TenantCaller
 from modelkeep_platform.core.decisions import Attributes, Decision
-from modelkeep_platform.core.errors import ConflictError, MalformedError, UnprocessableError
+from modelkeep_platform.core.errors import ConflictError, MalformedError, ModelkeepError, UnprocessableError
 from modelkeep_platform.core.events import Outcome
 from modelkeep_platform.core.ids import ObjectId, TenantId, check_name
 from modelkeep_platform.core.ports import Authorizer, EpochSource, LimitSource, Recorder
@@ -115,14 +115,36 @@ class ModelService:
         return self.resolve_version(caller, name, version, Action.MODEL_EXPORT).graph.to_json()
 
     def export_weights(self, caller: TenantCaller, name: str, version: str) -> tuple[ModelVersion, Iterator[bytes]]:
-        """Return a version and its weights, part by part; the download is recorded before it begins."""
+        """Return a version and its weights, part by part; the download is recorded before it begins.
+
+        Raises:
+            IntegrityError: the manifest or the first part does not open; of a later one the iterator raises it, and
+                the log has that the download failed.
+        """
         found = self.resolve_version(caller, name, version, Action.MODEL_EXPORT)
         owner, model_id = found.ref.owner, found.ref.object_id
+        parts = self.open_weights(owner, model_id, found.version)
+        # Before the answer begins: once its status is sent, it can only break off.
+        first = next(parts, b"")
         with self._database.tenant(owner, by=found.decision) as tx:
             self._recorder.record(
                 tx, model_event(caller, Action.MODEL_EXPORT, model_id, Outcome.DONE, version=found.version, owner=owner)
             )
-        return self._versions.show(owner, model_id, found.version), self.open_weights(owner, model_id, found.version)
+        return self._versions.show(owner, model_id, found.version), self._exported(caller, found, first, parts)
+
+    def _exported(
+        self, caller: TenantCaller, found: ServableVersion, first: bytes, parts: Iterator[bytes]
+    ) -> Iterator[bytes]:
+        yield first
+        try:
+            yield from parts
+        except ModelkeepError as exc:
+            owner, model_id = found.ref.owner, found.ref.object_id
+            facts: dict[str, str | int] = {"version": found.version, "error": exc.error_code}
+            failed = model_event(caller, Action.MODEL_EXPORT, model_id, Outcome.FAILED, owner=owner, **facts)
+            with self._database.tenant(owner, by=found.decision) as tx:
+                self._recorder.record(tx, failed)
+            raise
 
     def resolve_version(self, caller: TenantCaller, name: str, version: str | None, action: Action) -> ServableVersion:
         """Decide `action` on a version and return it.
