@@ -570,7 +570,7 @@ def test_a_download_of_what_was_changed_is_refused_and_recorded_as_failed(
     assert evidence.recorded(answer) == [("acme", "failed", code)]
     assert not any(word in answer.text for word in (it.tenant, it.model, "part-", "manifest", str(it.folder)))
     assert developer.get(f"/v1/models/{whole.name}/versions/1/weights").content == WEIGHTS
-    assert developer.delete(f"/v1/models/{it.name}").status_code == 204, "it can still be given up"
+    assert developer.delete(f"/v1/models/{it.name}/versions/1").status_code == 204, "it can still be given up"
 
 
 def test_a_download_that_finds_a_later_part_changed_breaks_off_and_a_second_entry_says_so(

@@ -50,7 +50,7 @@ def test_a_running_job_ends_when_its_right_is_gone(
     house.acme.admin.grants.create("dataset", "rows", grantee="globex", actions=["dataset:read", "dataset:train"])
     running = house.globex.clients["developer"].jobs.create(LONG)
     reader = house.globex.admin
-    wait_until(lambda: reader.jobs.get(running.id).progress.step > 0, "a first step", timeout_s=150)
+    wait_until(lambda: reader.jobs.get(running.id).progress.step > 0, "a first step")
     restore = change(house)
     # Seen by the dataset's owner: a suspended tenant cannot look.
     wait_until(lambda: house.acme.admin.budgets.get("rows").epsilon_reserved == 0, "the end of the job")
@@ -84,7 +84,7 @@ def test_a_running_job_ends_when_it_may_not_have_its_base_any_more(
     house.acme.admin.grants.create("model", "model", grantee="globex", actions=["model:export"])
     reader = house.globex.admin
     running = house.globex.clients["developer"].jobs.create(LONG_FROM_BASE)
-    wait_until(lambda: reader.jobs.get(running.id).progress.step > 0, "a first step", timeout_s=150)
+    wait_until(lambda: reader.jobs.get(running.id).progress.step > 0, "a first step")
     restore = change(house)
     wait_until(lambda: reader.jobs.get(running.id).done, "the end of the job")
     restore()

@@ -272,7 +272,7 @@ def test_the_public_address_serves_no_metrics(tmp_path: Path) -> None:
         pid = server.process.pid
         os.kill(children(pid)[0], signal.SIGKILL)
         wait_until(lambda: not (serves(port) and serves(port + 1)), "one to be gone")
-        wait_until(lambda: serves(port) and serves(port + 1), "both again", timeout_s=60)
+        wait_until(lambda: serves(port) and serves(port + 1), "both again")
     finally:
         server.stop()
     assert re.search(r"^\S+Z info \S+ request ", server.log.read_text(), re.MULTILINE)

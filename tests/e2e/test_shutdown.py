@@ -92,7 +92,7 @@ def test_what_was_taken_is_answered_and_a_job_goes_on_where_it_was(served: Serve
     created = app.jobs.create(
         job(steps=steps, sample_rate=0.01, optimizer={"name": "adam", "learning_rate": 0.01}, privacy=PAID)
     )
-    wait_until(lambda: app.jobs.get(created.id).progress.step > 0, "the first steps", timeout_s=120)
+    wait_until(lambda: app.jobs.get(created.id).progress.step > 0, "the first steps")
     with ThreadPoolExecutor(1) as pool:
         under_way = pool.submit(app.predict, "slow", row)
         time.sleep(takes_s / 4)

@@ -29,7 +29,7 @@ def test_a_client_that_trusts_the_certificate_gets_through_and_no_other(tmp_path
             return False
 
     try:
-        wait_until(ready, "the server to answer", timeout_s=60)
+        wait_until(ready, "the server to answer")
         login = ClientCredentials("operator", made.operator_secret)
         with Client(made.url, auth=login, ca_file=chain, state_dir=tmp_path / "state") as operator:
             assert operator.tenants.list() == []

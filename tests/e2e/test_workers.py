@@ -177,7 +177,7 @@ def test_a_server_that_is_told_to_stop_while_it_starts_does(tmp_path: Path, opti
         pids = children(server.process.pid) if options else [server.process.pid]
         return any(heeds(pid) for pid in pids)
 
-    wait_until(starting, "a server that heeds signals", timeout_s=60)
+    wait_until(starting, "a server that heeds signals")
     started = time.monotonic()
     assert server.stop() == 0
     assert time.monotonic() - started < 20

@@ -234,7 +234,7 @@ class World:
     def ended(self, job_id: str) -> str:
         """Wait until a job is ended; return how."""
         active = ("queued", "running")
-        wait_until(lambda: self.app.jobs.get(job_id).state not in active, "the job to be ended", timeout_s=90)
+        wait_until(lambda: self.app.jobs.get(job_id).state not in active, "the job to be ended")
         return self.app.jobs.get(job_id).state
 
     def check_ledger(self) -> None:

@@ -148,7 +148,7 @@ def test_a_repeated_request_is_run_once(world: World) -> None:
 def start_job(world: World, name: str, **changes: Any) -> str:
     world.zygote.page[STEPS] = 0
     started: str = world.app.jobs.create(job(into=name, **{**CHEAP, **changes})).id
-    wait_until(lambda: world.zygote.page[STEPS] > 0, "the job to run", timeout_s=60)
+    wait_until(lambda: world.zygote.page[STEPS] > 0, "the job to run")
     return started
 
 

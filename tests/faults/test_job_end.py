@@ -25,7 +25,7 @@ def run_armed(world: World, name: str, at: int) -> str:
         pass  # every write from here on is counted: there is no time to wait
     world.zygote.arm(at, JOBS)
     over = "SELECT 1 FROM jobs WHERE id = ? AND state NOT IN ('queued', 'running')"
-    wait_until(lambda: world.zygote.page.reached or world.sql(over, started), "the job to end", timeout_s=90)
+    wait_until(lambda: world.zygote.page.reached or world.sql(over, started), "the job to end")
     return started
 
 

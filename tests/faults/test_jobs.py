@@ -17,7 +17,6 @@ def until_ended(world: World, job_id: str) -> None:
     wait_until(
         lambda: world.zygote.page.reached or world.app.jobs.get(job_id).state not in ("queued", "running"),
         "the job to end",
-        timeout_s=90,
     )
 
 
@@ -85,7 +84,7 @@ def test_a_running_job_that_is_cancelled_ends_with_what_it_ran_charged(world: Wo
     def prepare(n: int) -> None:
         world.zygote.page[STEPS] = 0
         running[n] = world.app.jobs.create(job(into=f"r{n}", **LONG)).id
-        wait_until(lambda: world.zygote.page[STEPS] > 0, "the job to run", timeout_s=60)
+        wait_until(lambda: world.zygote.page[STEPS] > 0, "the job to run")
 
     heard = set()
 

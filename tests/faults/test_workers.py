@@ -33,7 +33,6 @@ def train(world: World, n: int, name: str, started: dict[int, str]) -> None:
     wait_until(
         lambda: world.zygote.page.reached or world.app.jobs.get(started[n]).state not in ("queued", "running"),
         "the job to end",
-        timeout_s=90,
     )
 
 

@@ -39,7 +39,7 @@ values = st.recursive(
 
 
 def graph_or_refusal(data: bytes) -> Graph | None:
-    began = time.monotonic()
+    began = time.process_time()
     try:
         return parse(data)
     except (UnprocessableError, MalformedError, TooLargeError) as exc:
@@ -47,7 +47,7 @@ def graph_or_refusal(data: bytes) -> Graph | None:
         assert 0 < len(exc.message) < 600  # noqa: PT017
         return None
     finally:
-        assert time.monotonic() - began < SOON_S
+        assert time.process_time() - began < SOON_S
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -124,7 +124,7 @@ def test_attributes_within_their_bounds_never_break_the_checks(data: st.DataObje
 
 def both_parsers(data: bytes) -> None:
     """Read bytes as weights and as a dataset."""
-    began = time.monotonic()
+    began = time.process_time()
     try:
         end = safetensors_check.header_bytes(data, len(data))
         safetensors_check.check(data[8:end], len(data) - end, GRAPH.parameters())
@@ -136,7 +136,7 @@ def both_parsers(data: bytes) -> None:
         check_cover(parse_header(data[8:end], len(data) - end), len(data) - end)
     except InvalidDatasetError as exc:
         assert exc.error_code == "invalid_dataset"  # noqa: PT017
-    assert time.monotonic() - began < SOON_S
+    assert time.process_time() - began < SOON_S
 
 
 def check_cover(tensors: list[Any], data_bytes: int) -> None:

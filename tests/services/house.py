@@ -183,7 +183,7 @@ class ServerProcess:
 
     def ready(self) -> Self:
         """Wait until it answers."""
-        wait_until(self._answers, "the server to answer", timeout_s=60)
+        wait_until(self._answers, "the server to answer")
         return self
 
     def _answers(self) -> bool:
@@ -213,7 +213,7 @@ class ServerProcess:
                 self.process.wait()
 
 
-def wait_until(condition: Any, what: str, *, timeout_s: float = 30.0) -> None:
+def wait_until(condition: Any, what: str, *, timeout_s: float = 180.0) -> None:
     """Wait for `condition()`, polling.
 
     Raises:

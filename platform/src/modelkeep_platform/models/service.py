@@ -160,16 +160,8 @@ class ModelService:
             ForbiddenError: visible, but denied.
             ConflictError: it is to predict, and the operator lets no worker do so with its owner's models.
         """
-        ref = self._named(caller, name)
-        row, alias = (None, "") if ref.is_missing else self._pick(ref, version)
-        if row is None:
-            ref = missing(ref.owner, Kind.MODEL)
-        own_name = name.rpartition("~")[2]
-        number = 0 if row is None else int(row["version"])
-        attributes: dict[str, str | int | bool] = {"name": own_name, "alias": alias, "version": number}
-        decision = self._authorizer.require(caller, action, ref, attributes)
-        if row is None:
-            raise RuntimeError("a missing object was allowed")
+        row, alias, decision = self._decide(caller, name, version, action)
+        ref = decision.ref
         if action is Action.MODEL_PREDICT and not self._limits.of(ref.owner).serving_workers:
             raise ConflictError(
                 "no worker may predict with this tenant's models; ask the platform's operator for one",
@@ -177,7 +169,7 @@ class ModelService:
             )
         return ServableVersion(
             ref=ref,
-            name=own_name,
+            name=name.rpartition("~")[2],
             version=row["version"],
             alias=alias,
             graph=self._versions.open_graph(ref.owner, ref.object_id, row["version"]),
@@ -270,17 +262,31 @@ class ModelService:
 
         A model without a version is not shown; the next upload of its name goes on counting.
         """
-        found = self.resolve_version(caller, name, version, Action.MODEL_DELETE)
-        owner, model_id = found.ref.owner, found.ref.object_id
-        with self._database.tenant(owner, by=found.decision) as tx:
+        # Nothing of it is opened: what was damaged can be deleted.
+        row, _, decision = self._decide(caller, name, version, Action.MODEL_DELETE)
+        owner, model_id, number = decision.ref.owner, decision.ref.object_id, int(row["version"])
+        with self._database.tenant(owner, by=decision) as tx:
             for table in (model_aliases, model_versions):
-                tx.change(tx.delete(table).where(table.c.model_id == model_id, table.c.version == found.version))
-            self._recorder.record(
-                tx, model_event(caller, Action.MODEL_DELETE, model_id, Outcome.DONE, version=found.version)
-            )
+                tx.change(tx.delete(table).where(table.c.model_id == model_id, table.c.version == number))
+            self._recorder.record(tx, model_event(caller, Action.MODEL_DELETE, model_id, Outcome.DONE, version=number))
             tx.bump_epoch()
         self._epoch.refresh()
-        self._artifacts.delete(owner, model_id, found.version)
+        self._artifacts.delete(owner, model_id, number)
+
+    def _decide(
+        self, caller: TenantCaller, name: str, version: str | None, action: Action
+    ) -> tuple[Row, str, Decision]:
+        """Return the version that is meant, the alias it was asked for by, and the decision about it."""
+        ref = self._named(caller, name)
+        row, alias = (None, "") if ref.is_missing else self._pick(ref, version)
+        if row is None:
+            ref = missing(ref.owner, Kind.MODEL)
+        number = 0 if row is None else int(row["version"])
+        facts: dict[str, str | int | bool] = {"name": name.rpartition("~")[2], "alias": alias, "version": number}
+        decision = self._authorizer.require(caller, action, ref, facts)
+        if row is None:
+            raise RuntimeError("a missing object was allowed")
+        return row, alias, decision
 
     def _require(self, caller: TenantCaller, action: Action, name: str, **attributes: str | int) -> Decision:
         facts = {"name": name.rpartition("~")[2], **attributes}
