@@ -241,7 +241,7 @@ class ModelService:
             self._recorder.record(tx, model_event(caller, decision.action, model_id, Outcome.DONE))
             tx.bump_epoch()
         self._epoch.refresh()
-        self._artifacts.delete(owner, model_id)
+        self._artifacts.discard(owner, model_id)
 
     def delete_version(self, caller: TenantCaller, name: str, version: str) -> None:
         """Delete one version; aliases to it go with it, its number is never used again.
@@ -258,7 +258,7 @@ class ModelService:
             )
             tx.bump_epoch()
         self._epoch.refresh()
-        self._artifacts.delete(owner, model_id, found.version)
+        self._artifacts.discard(owner, model_id, found.version)
 
     def _require(self, caller: TenantCaller, action: Action, name: str, **attributes: str | int) -> Decision:
         facts = {"name": name.rpartition("~")[2], **attributes}

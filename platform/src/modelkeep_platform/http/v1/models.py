@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -163,8 +164,10 @@ def _weights(models: ModelService) -> Callable[[Call], Any]:
     def handler(call: Call) -> Response:
         version, chunks = models.export_weights(call.tenant_caller, call.path["name"], call.path["version"])
         digest = base64.b64encode(bytes.fromhex(version.weights_sha256)).decode("ascii")
+        # Read before anything is answered: what cannot be read is refused with its code, and not cut off.
+        first = next(chunks, b"")
         return StreamingResponse(
-            chunks,
+            itertools.chain((first,), chunks),
             media_type="application/octet-stream",
             headers={
                 "content-length": str(version.weights_bytes),
