@@ -1,23 +1,27 @@
 """Model files that attack: pickles in every wrapper, broken safetensors, hostile graphs; through the real admission.
 
 Each is refused with its code, nothing of it becomes visible or stays, no code of it ran, and the refusal of an
-authenticated caller is in the log.
+authenticated caller is in the log. The last part sends what can be told apart over HTTP to a whole platform.
 """
 
 import bz2
 import contextlib
 import gzip
+import hashlib
 import io
+import itertools
 import json
 import lzma
 import pickle
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from base64 import b64encode
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
@@ -38,6 +42,8 @@ from modelkeep_platform.core.limits import MAX_GRAPH_BYTES
 from modelkeep_platform.http.refusals import CALLER, noted
 from modelkeep_platform.http.status import status_of
 from modelkeep_platform.storage.pages import PageRequest
+from services.evidence import Entry, Evidence
+from services.house import House
 
 ME = tenant_caller()
 NOTHING = {"models": 0, "model_versions": 0, "model_aliases": 0}
@@ -169,13 +175,10 @@ UNNAMED: dict[str, Callable[[Payload], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("name", [".pt", ".bin", ".pkl", ".safetensors", ""], ids=lambda name: name or "none")
-def test_the_payload_is_one(tmp_path: Path, name: str) -> None:
+def test_the_payload_is_one(tmp_path: Path) -> None:
     # Were it opened, this would show.
     mark = tmp_path / "ran"
-    file = tmp_path / f"weights{name}"
-    file.write_bytes(pickle.dumps(Payload(mark)))
-    pickle.loads(file.read_bytes())  # noqa: S301 -- the attack, carried out
+    pickle.loads(pickle.dumps(Payload(mark)))  # noqa: S301 -- the attack, carried out
     assert mark.exists()
 
 
@@ -542,3 +545,105 @@ def test_what_is_admitted_is_what_the_library_of_the_worker_reads() -> None:
     library = pytest.importorskip("safetensors.torch")
     tensors = library.load(weights_of(GRAPH, fill=0))
     assert {name: tuple(value.shape) for name, value in tensors.items()} == {"layer.weight": (3, 2), "layer.bias": (3,)}
+
+
+# --- over HTTP ----------------------------------------------------------------------------------------
+
+EXTENSIONS = (".pt", ".bin", ".pkl", ".safetensors", ".npy", ".onnx", ".joblib", "")
+SAMPLED = ("header of 2^64 - 1 bytes", "ranges that overlap", "a tensor twice", "shape transposed", "depth")
+"""Broken safetensors, one of each kind of check; all of them are in `BROKEN`."""
+
+
+class Edge:
+    """A whole platform, and somebody who may upload to it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.house = House(folder, tenant_refusals_per_minute=1_000_000)
+        self.evidence = Evidence(self.house)
+        self.http = self.house.http(self.house.acme.clients["developer"])
+
+    def begin(self, graph: object, weights: bytes, name: str = "cells") -> httpx.Response:
+        """Declare a version; `graph` may be the very bytes."""
+        said = encoded({"weights_bytes": len(weights), "weights_sha256": hashlib.sha256(weights).hexdigest()})
+        body = b'{"graph": ' + (graph if isinstance(graph, bytes) else encoded(graph)) + b", " + said[1:]
+        headers = {"content-type": "application/json"}
+        return self.http.post(f"/v1/models/{name}/versions", content=body, headers=headers)
+
+    def send(self, weights: bytes, name: str) -> tuple[str, httpx.Response]:
+        """Upload weights under a name; return the upload's id and what its completion is answered with."""
+        begun = self.begin(LAYER, weights, name)
+        assert begun.status_code == 201, begun.text
+        path = f"/v1/uploads/{begun.json()['upload']['id']}"
+        digest = {"content-digest": f"sha-256=:{b64encode(hashlib.sha256(weights).digest()).decode()}:"}
+        assert self.http.put(f"{path}/parts/0", content=weights, headers=digest).status_code == 200
+        return path.rpartition("/")[2], self.http.post(f"{path}/complete")
+
+    def left(self) -> object:
+        """Return all rows but those of uploads, which say that each ended, all blobs, and the storage that counts."""
+        rows = {name: rows for name, rows in self.evidence.state().items() if not name.startswith("upload")}
+        blobs = {path for path in (self.house.made.data / "blobs").rglob("*") if path.is_file()}
+        return rows, blobs, self.house.acme.admin.tenant().limits["storage_mib"].used
+
+    def attack(self, files: Iterable[tuple[str, bytes]], code: str) -> None:
+        """Upload files under the names of models; see each refused with 422 and `code`, recorded, and nothing left."""
+        before, sent = self.left(), [self.send(weights, name) for name, weights in files]
+        assert [answer_of(answer) for _, answer in sent] == [(422, code)] * len(sent)
+        assert self.left() == before
+        assert self.http.get("/v1/models").json()["items"] == []
+        for upload, answer in sent:
+            ended, denied = self.evidence.entries(answer.headers["x-request-id"])
+            facts = {"upload": upload, "version": 1, "code": code}
+            assert ended == Entry("acme", Action.MODEL_CREATE, Outcome.FAILED, facts)
+            assert (denied.tenant, denied.outcome, denied.facts["reason"]) == ("acme", Outcome.DENIED, code)
+
+
+def answer_of(answer: httpx.Response) -> tuple[int, str]:
+    """Return status and code of a refusal, of the documented shape."""
+    error = answer.json()["error"]
+    assert set(error) == {"code", "message", "request_id", "details"}
+    return answer.status_code, error["code"]
+
+
+@pytest.fixture(scope="module")
+def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]:
+    edge = Edge(Path(tmp_path_factory.mktemp("edge")))
+    yield edge
+    edge.http.close()
+    edge.house.close()
+
+
+def named(files: Iterable[bytes]) -> list[tuple[str, bytes]]:
+    """Give each file a name with one extension after the other."""
+    return [(f"m{n}{end}", file) for n, (file, end) in enumerate(zip(files, itertools.cycle(EXTENSIONS)))]
+
+
+@pytest.mark.e2e
+def test_a_pickle_is_refused_over_http_whatever_its_wrapper_and_extension(edge: Edge, tmp_path: Path) -> None:
+    payload = Payload(tmp_path / "ran")
+    edge.attack(named(wrap(payload) for wrap in PICKLES.values()), "pickle_refused")
+    edge.attack(((f"same{end}", PICKLES["zip"](payload)) for end in EXTENSIONS), "pickle_refused")
+    assert not payload.mark.exists()
+
+
+@pytest.mark.e2e
+def test_broken_weights_are_refused_over_http(edge: Edge, tmp_path: Path) -> None:
+    payload = Payload(tmp_path / "ran")
+    edge.attack(
+        named([*(wrap(payload) for wrap in UNNAMED.values()), *(BROKEN[name][0] for name in SAMPLED)]),
+        "invalid_weights",
+    )
+    assert not payload.mark.exists()
+
+
+@pytest.mark.e2e
+def test_a_hostile_graph_is_refused_over_http(edge: Edge) -> None:
+    custom = document([{**node("identity", {}, "x0", name="bad"), "op": "custom::op"}], [(-1, 2)], (-1, 2))
+    wanted = [(custom, 422, "operation_not_allowed"), (b"[" * 1000, 400, "invalid_json"), (b"NaN", 400, "invalid_json")]
+    wanted += [(graph, 422, "invalid_graph") for graph, _ in GRAPHS.values()]
+    with edge.evidence.nothing_changes():
+        answers = [edge.begin(graph, WEIGHTS) for graph, _, _ in wanted]
+    assert [answer_of(answer) for answer in answers] == [(status, code) for _, status, code in wanted]
+    for answer, (_, _, code) in zip(answers, wanted, strict=True):
+        facts = {"reason": code, "route": "POST /v1/models/{name}/versions"}
+        (entry,) = edge.evidence.entries(answer.headers["x-request-id"])
+        assert entry == Entry("acme", Action.MODEL_CREATE, Outcome.DENIED, facts)

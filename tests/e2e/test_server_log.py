@@ -20,8 +20,10 @@ import httpx
 import pytest
 
 import modelkeep
+from fakes.graphs import document, encoded, node, weights_of
 from modelkeep import Client, ClientCredentials, DeviceCode, ModelkeepError
 from modelkeep._core import safetensors
+from modelkeep_platform.models.graph import parse
 from modelkeep_platform.telemetry.logs import FIELDS
 from services.house import (
     GRAPH,
@@ -43,6 +45,8 @@ pytestmark = pytest.mark.e2e
 MARK = f"mark{secrets.token_hex(6)}"
 WEIGHT, ROW, INPUT = 0.8437219265, 0.7261534472, 0.6138527194
 POLICY = f"// {MARK}-policy"
+LARGE = document([node("linear", {"in_features": 1500, "out_features": 1500}, "x0")], [(-1, 1500)], (-1, 1500))
+"""A model whose weights are more than one part."""
 HEAD = frozenset({"time", "level", "logger", "event"})
 
 
@@ -124,6 +128,7 @@ class Scenario:
         )
         self.hidden["weights"] = base64.b64encode(weights[-24:]).decode()
         app.models.upload(f"{MARK}-model", graph=GRAPH, weights=weights, description=f"{MARK}-description")
+        app.models.upload(f"{MARK}-large", graph=LARGE, weights=weights_of(parse(encoded(LARGE))))
         app.models.set_alias(f"{MARK}-model", f"{MARK}-alias", version=1)
         rows = b"a,b,kind\n" + f"{ROW},{ROW},yes\n".encode() * 64
         app.datasets.upload_csv("rows", rows, schema=SCHEMA, privacy=PRIVATE)
@@ -174,9 +179,14 @@ class Scenario:
             sent = {"content-digest": f"sha-256=:{base64.b64encode(digest.digest()).decode()}:"}
             assert http.put(f"/v1/uploads/{upload}/parts/0", content=part, headers=sent).status_code == 200
             for blob in (self.made.data / "blobs").rglob("part-0"):
+                if (blob.parent / "part-1").exists():
+                    continue
+                blob.write_bytes(MARK.encode() * 100)
+            self.played.answers.append(http.get(f"/v1/models/{MARK}-model/versions/1/weights"))
+            for blob in (self.made.data / "blobs").rglob("part-1"):
                 blob.write_bytes(MARK.encode() * 100)
             with pytest.raises(httpx.RemoteProtocolError):
-                http.get(f"/v1/models/{MARK}-model/versions/1/weights")
+                http.get(f"/v1/models/{MARK}-large/versions/1/weights")
             self.played.answers.append(http.post(f"/v1/uploads/{upload}/complete"))
 
 
@@ -237,7 +247,8 @@ def test_a_fault_is_a_line_with_its_places_and_types(played: Played) -> None:
     assert fault["code"] in fault["error"]
     assert any(place.startswith("modelkeep_platform.uploads.service:") for place in fault["trace"])
     # An answer that breaks off had its status sent already; its line has the code, another the places.
-    (broken,) = [line for line in lines if line.get("route", "").endswith("/weights")]
+    refused, broken = [line for line in lines if line.get("route", "").endswith("/weights") and "status" in line]
+    assert (refused["status"], refused["code"]) == (500, fault["code"])
     assert (broken["status"], broken["code"]) == (200, fault["code"])
     (foreign,) = [line for line in lines if line["logger"] == "uvicorn.error"]
     assert foreign["event"] == "Exception in ASGI application"

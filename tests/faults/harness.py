@@ -18,9 +18,8 @@ from modelkeep import Client, ClientCredentials
 from modelkeep.errors import APIError, ModelkeepError
 from modelkeep_platform.app.administration import verify_log
 from modelkeep_platform.training.run import segment_steps
-from services.crashing_server import NONE
 from services.house import GRAPH, PRIVATE, ROWS, SCHEMA, WEIGHTS, Installation, Tenant, join, wait_until
-from services.points import FAULT, HELD, LAST, LOOK_MS, STEPS, Page
+from services.points import HELD, LAST, LOOK_MS, STEPS, Page
 
 FULL: Final = os.environ.get("MODELKEEP_FAULTS") == "full"
 CHEAP: Final[dict[str, Any]] = {"privacy": {"epsilon": 0.2, "clip_norm": 1.0}, "sample_rate": 0.1}
@@ -205,7 +204,6 @@ class World:
     def restart(self) -> None:
         """Start a server in the dead one's place, when the leases of the dead are over."""
         self.zygote.page.disarm()
-        self.zygote.page[FAULT] = NONE
         self.zygote.page[HELD] = 0
         self.zygote.page[LOOK_MS] = SOON_MS
         self.sql("UPDATE jobs SET lease_until = 1 WHERE state = 'running'")

@@ -1,17 +1,22 @@
 """The same for the SDK: every method that takes a name or an id, foreign against missing.
 
-It fails when a method is added without its row, an operation or a plain one.
+Both clients raise the same error for both, no row changes, and each refusal is one entry of the caller's log. It fails
+when a method is added without its row, an operation or a plain one, or a parameter that no row gives a value.
 """
 
+import asyncio
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from isolation.routes import goes_on, makes_by_name
 from isolation.things import Things
-from modelkeep import Client, errors
+from modelkeep import AsyncClient, Client, StaticToken, errors
 from modelkeep.errors import APIError, InvalidRequestError, NotFoundError
 from services.evidence import Evidence
 from services.house import GRAPH, WEIGHTS, House, job
@@ -20,6 +25,12 @@ pytestmark = pytest.mark.e2e
 Ids = Mapping[str, str]
 Call = Callable[[Client, Ids], object]
 ROW = [[1.0, 1.0]]
+
+
+def goes_on_from(ids: Ids, version: int | str) -> dict[str, Any]:
+    """Return a job that goes on from one version of a model."""
+    return job(dataset="open", privacy=None, model={"name": ids["model"], "version": version})
+
 
 OWN = "takes no name or id of something that exists"
 METHODS: dict[str, Call | str | dict[str, Call]] = {
@@ -65,11 +76,15 @@ METHODS: dict[str, Call | str | dict[str, Call]] = {
     "jobs.plan": {
         "dataset": lambda client, ids: client.jobs.plan(job(dataset=ids["dataset"])),
         "model.name": lambda client, ids: client.jobs.plan(goes_on(ids)),
+        "model.version": lambda client, ids: client.jobs.plan(goes_on_from(ids, 1)),
+        "model.alias": lambda client, ids: client.jobs.plan(goes_on_from(ids, "production")),
         "into": lambda client, ids: client.jobs.plan(makes_by_name(ids)),
     },
     "jobs.create": {
         "dataset": lambda client, ids: client.jobs.create(job(dataset=ids["dataset"])),
         "model.name": lambda client, ids: client.jobs.create(goes_on(ids)),
+        "model.version": lambda client, ids: client.jobs.create(goes_on_from(ids, 1)),
+        "model.alias": lambda client, ids: client.jobs.create(goes_on_from(ids, "production")),
         "into": lambda client, ids: client.jobs.create(makes_by_name(ids)),
     },
     "jobs.list": OWN,
@@ -122,7 +137,11 @@ INVALID = {"jobs.plan into", "jobs.create into"}
 """No name of another tenant's is a name for something new."""
 
 
-def methods(client: Client) -> set[str]:
+NAMES_NOTHING = {"limit", "timeout_s", "progress", "check", "expires_at"}
+"""Parameters that say how much, how long or until when, and are left out in the rows."""
+
+
+def methods(client: object) -> set[str]:
     """Return whatever can be called or read on a client and its nouns, whether it is an operation or not."""
     nouns = {noun: value for noun, value in vars(client).items() if not noun.startswith("_")}
     found = {f"client.{name}" for name in dir(client) if not name.startswith("_") and name not in nouns}
@@ -131,36 +150,106 @@ def methods(client: Client) -> set[str]:
     return found
 
 
+class Noting:
+    """Stands for a client, or a noun of it, and notes which parameters of its methods a row gives."""
+
+    def __init__(self, real: object, path: str, given: dict[str, set[str]]) -> None:
+        self._real, self._path, self._given = real, path, given
+
+    def __getattr__(self, name: str) -> object:
+        found = getattr(self._real, name)
+        if not callable(found):
+            return Noting(found, name, self._given)
+        return partial(self._note, f"{self._path}.{name}", parameters(found))
+
+    def _note(self, method: str, known: list[str], *args: object, **kwargs: object) -> None:
+        self._given.setdefault(method, set()).update(known[: len(args)], kwargs)
+
+
+def parameters(method: Callable[..., object]) -> list[str]:
+    """Return the names of a method's parameters, in order."""
+    return [name for name in inspect.signature(method).parameters if name != "self"]
+
+
+@pytest.fixture(scope="module")
+def async_client(house: House, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], AsyncClient]:
+    """Makes clients that are awaited, each for one event loop, of the same caller."""
+    state = Path(tmp_path_factory.mktemp("state"))
+    auth = StaticToken(house.token(house.globex.admin))
+    return lambda: AsyncClient(house.url, auth=auth, state_dir=state, retries=0)
+
+
+async def awaited(client: AsyncClient, call: Call, ids: Ids) -> object:
+    """Await a call of a row, which is written for the client that blocks."""
+    try:
+        return await cast("Any", call(cast("Client", client), ids))
+    finally:
+        await client.close()
+
+
 def outcome(call: Callable[[], object]) -> object:
-    """Return what a call was refused with, or what it returned or raised else."""
+    """Return what a call was refused with, or what it returned or raised else; a refusal's request id comes last."""
     try:
         return call()
     except APIError as exc:
         message = exc.message
         for word in ("acme~model", "acme~never", "acme~rows"):
             message = message.replace(word, "what was asked for")
-        return type(exc), exc.status, exc.code, message, exc.details
+        return type(exc), exc.status, exc.code, message, exc.details, exc.request_id
     except TimeoutError as exc:
         return type(exc)
 
 
-def test_every_method_has_its_row(house: House) -> None:
-    assert methods(house.globex.admin) == set(METHODS)
+def test_every_method_has_its_row(house: House, async_client: Callable[[], AsyncClient]) -> None:
+    assert methods(house.globex.admin) == methods(async_client()) == set(METHODS)
 
 
+def test_every_parameter_of_a_method_with_ids_is_given_in_its_rows(house: House, things: Things) -> None:
+    given: dict[str, set[str]] = {}
+    client = house.globex.admin
+    for call in WITH_IDS.values():
+        call(cast("Client", Noting(client, "client", given)), things.own)
+    lacking = {}
+    for method, names in given.items():
+        noun, _, name = method.partition(".")
+        found = getattr(client if noun == "client" else getattr(client, noun), name)
+        lacking[method] = set(parameters(found)) - names - NAMES_NOTHING
+    assert not any(lacking.values()), lacking
+    assert set(given) == {method for method, row in METHODS.items() if not isinstance(row, str)}
+
+
+@pytest.mark.parametrize("blocks", [True, False], ids=["Client", "AsyncClient"])
 @pytest.mark.parametrize("name", WITH_IDS)
-def test_foreign_looks_like_missing(house: House, things: Things, evidence: Evidence, name: str) -> None:
+def test_foreign_looks_like_missing(
+    house: House,
+    things: Things,
+    evidence: Evidence,
+    async_client: Callable[[], AsyncClient],
+    name: str,
+    blocks: bool,
+) -> None:
     client, call = house.globex.admin, WITH_IDS[name]
     client.whoami()
+
+    def ask(ids: Ids) -> object:
+        return call(client, ids) if blocks else asyncio.run(awaited(async_client(), call, ids))
+
     with evidence.nothing_changes():
-        foreign, missing = (outcome(partial(call, client, ids)) for ids in (things.foreign, things.missing))
-    assert foreign == missing
+        foreign, missing = (outcome(partial(ask, ids)) for ids in (things.foreign, things.missing))
     if name in NOTHING:
-        assert foreign == NOTHING[name]
+        assert foreign == missing == NOTHING[name]
         return
     assert isinstance(foreign, tuple)
+    assert isinstance(missing, tuple)
+    assert foreign[:-1] == missing[:-1]
     expected = (InvalidRequestError, 422, "invalid_name") if name in INVALID else (NotFoundError, 404, "not_found")
     assert foreign[:3] == expected
+    recorded = [
+        [(entry.tenant, entry.action, entry.outcome) for entry in evidence.entries(refused[-1])]
+        for refused in (foreign, missing)
+    ]
+    assert recorded[0] == recorded[1]
+    assert [(tenant, outcome) for tenant, _, outcome in recorded[0]] == [("globex", "denied")]
 
 
 def test_no_entry_of_another_tenants_is_proven(house: House, things: Things) -> None:
@@ -173,9 +262,10 @@ def test_no_entry_of_another_tenants_is_proven(house: House, things: Things) -> 
         outcome(partial(client.audit.verify_entry, entry))
         for entry in (theirs, platforms, replace(own, index=theirs.index))
     ]
-    assert refusals == [refusals[0]] * 3
-    assert isinstance(refusals[0], tuple)
-    assert refusals[0][:3] == (NotFoundError, 404, "not_found")
+    seen = [refused[:-1] if isinstance(refused, tuple) else refused for refused in refusals]
+    assert seen == [seen[0]] * 3
+    assert isinstance(seen[0], tuple)
+    assert seen[0][:3] == (NotFoundError, 404, "not_found")
     assert client.audit.verify_entry(own).entries_checked == 1
 
 

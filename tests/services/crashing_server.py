@@ -11,9 +11,7 @@ ended, a line each. It dies with the process that started it, and its child with
 """
 
 import ctypes
-import errno
 import fcntl
-import importlib
 import os
 import signal
 import sys
@@ -22,14 +20,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
-from services.points import CLOCK_S, FAULT, HELD, LOOK_MS, THREADS, Page, Points, kill
+from services.points import CLOCK_S, HELD, LOOK_MS, THREADS, Page, Points, kill
 
-NONE, NO_SPACE, BROKEN, SHORT, TORN, NO_PAGES = range(6)
-"""What is broken: nothing; ENOSPC or EIO of every blob (EIO on reads, too); half reads; half writes; a database that
-cannot grow."""
-_MANY_PAGES: Final = 1 << 30
 _PR_SET_PDEATHSIG: Final = 1
 _WORKER: Final = Path(__file__).with_name("dying_worker.py")
 
@@ -38,7 +32,6 @@ def install(page: Page, page_path: Path) -> None:
     """Wrap this process's durable writes, its clock and how it starts workers."""
     points = Points(page, counts=lambda: _counts(page), die=lambda: kill(os.getpid()))
     _count_writes(page, points)
-    _break_blobs(page)
     _replace_workers(page_path)
     _hold_jobs(page)
     now = time.time
@@ -60,8 +53,6 @@ def _count_writes(page: Page, points: Points) -> None:
     def counted(self: Database, *, read_only: bool = False) -> Iterator[Any]:
         wrote = False
         with begin(self, read_only=read_only) as connection:
-            # SQLite takes no limit below the present size, so 1 is: not a page more.
-            connection.exec_driver_sql(f"PRAGMA max_page_count={1 if page[FAULT] == NO_PAGES else _MANY_PAGES}")
             driver: Any = connection.connection.driver_connection
             before = driver.total_changes
             yield connection
@@ -106,45 +97,6 @@ def _hold_jobs(page: Page) -> None:
         return None if page[HELD] else claim(self, *args, **options)
 
     JobQueue.claim = held  # type: ignore[method-assign]
-
-
-def _break_blobs(page: Page) -> None:
-    """Let obstore fail as a disk does, when the page says so."""
-    store_module: Any = importlib.import_module("obstore")
-    real_put, real_get = store_module.put, store_module.get
-
-    def put(store: Any, key: str, data: bytes, **kwargs: Any) -> Any:
-        fault = page[FAULT]
-        if fault in (NO_SPACE, BROKEN):
-            number = errno.ENOSPC if fault == NO_SPACE else errno.EIO
-            raise OSError(number, os.strerror(number))
-        if fault == TORN:
-            # Half of it is there, under its name, and the call fails: what a file system without order leaves behind.
-            real_put(store, key, data[: len(data) // 2], **kwargs)
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return real_put(store, key, data, **kwargs)
-
-    def get(store: Any, key: str) -> Any:
-        fault, found = page[FAULT], real_get(store, key)
-        if fault == BROKEN:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return _Half(found.bytes()) if fault == SHORT else found
-
-    store_module.put = put
-    store_module.get = get
-
-
-class _Half:
-    """An answer of which half arrived."""
-
-    def __init__(self, data: Any) -> None:
-        self._data = bytes(data)
-
-    def bytes(self) -> Self:
-        return self
-
-    def to_bytes(self) -> Any:
-        return self._data[: len(self._data) // 2]
 
 
 def main(data: Path, page_path: Path) -> None:

@@ -162,10 +162,22 @@ class ServerThread:
 
 
 class ServerProcess:
-    """Serves an installation from a process of its own, which can be killed."""
+    """Serves an installation from a process of its own, which can be killed.
+
+    Args:
+        made: what is served.
+        env: what is added to the environment.
+        options: further options of `serve`.
+        program: what Python is to run as the platform.
+    """
 
     def __init__(
-        self, made: Installation, *, env: Mapping[str, str] | None = None, options: tuple[str, ...] = ()
+        self,
+        made: Installation,
+        *,
+        env: Mapping[str, str] | None = None,
+        options: tuple[str, ...] = (),
+        program: tuple[str, ...] = ("-m", "modelkeep_platform"),
     ) -> None:
         self.made = made
         self.log = made.folder / "server.log"
@@ -173,7 +185,7 @@ class ServerProcess:
             self.process = subprocess.Popen(
                 [
                     *(sys.executable, "-c", _BIND, str(os.getpid())),
-                    *("-m", "modelkeep_platform", "serve", "--data", str(made.data), *options),
+                    *(*program, "serve", "--data", str(made.data), *options),
                 ],
                 stdout=log,
                 stderr=subprocess.STDOUT,

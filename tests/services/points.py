@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-COUNT, AT, CLOCK_S, FAULT, STEPS, WITH_SERVER, HELD, LOOK_MS = range(8)
-"""Numbers of a page: points counted, the one to die at, what the server's clock is off by, what is broken, noisy steps
-that workers began, whether a worker takes its server with it, whether queued jobs stay queued, how often jobs of dead
+COUNT, AT, CLOCK_S, STEPS, WITH_SERVER, HELD, LOOK_MS = range(7)
+"""Numbers of a page: points counted, the one to die at, what the server's clock is off by, noisy steps that
+workers began, whether a worker takes its server with it, whether queued jobs stay queued, how often jobs of dead
 servers are looked for (0: as often as shipped)."""
 THREADS, WORKER, MOMENT, LAST = range(4)
 """Texts of a page: whose points count (threads of the server, or a worker's module), which of them (none: all), and the

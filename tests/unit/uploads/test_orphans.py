@@ -1,5 +1,6 @@
 """Bytes that are nobody's go; bytes that are under way never do, wherever another process's cleaner stands."""
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -157,7 +158,8 @@ def test_what_an_interrupted_deletion_of_a_version_left_goes_and_the_others_stay
         room.add(fill=fill)
     room.artifacts._blobs = blobs = FaultyBlobs(room.blobs)
     blobs.order("delete", fault, after=delete)
-    with pytest.raises((Crash, Exception)):
+    # A device that fails is no error of a deletion: its rows are gone.
+    with contextlib.nullcontext() if fault is Fault.EIO else pytest.raises(Crash):
         room.models.delete_version(ME, "cells", "2")
     assert places(room) == {"1", "2", "3"}
     assert room.orphans.clear() == 1

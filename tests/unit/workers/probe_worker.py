@@ -3,6 +3,7 @@
 import ctypes
 import os
 import resource
+import signal
 import socket
 import tempfile
 import time
@@ -67,6 +68,56 @@ def overwrite(path: str) -> str:
     return "done"
 
 
+def attempt(what: str, target: str, pid: int) -> str:
+    """Try what a sandbox would refuse; return the refusal's type, or `done`."""
+    try:
+        match what:
+            case "read":
+                Path(target).read_bytes()
+            case "read memory":
+                _read_memory(pid)
+            case "read environment":
+                assert Path(f"/proc/{pid}/environ").read_bytes()
+            case "remove":
+                Path(target).unlink()
+            case "create":
+                Path(target).touch()
+            case "connect":
+                host, _, port = target.rpartition(":")
+                socket.create_connection((host, int(port)), timeout=5).close()
+            case "signal":
+                os.kill(pid, 0)
+            case "fork":
+                _fork_many()
+            case _:
+                raise AssertionError(what)
+    except OSError as exc:
+        return type(exc).__name__
+    return "done"
+
+
+def _read_memory(pid: int) -> None:
+    begin = int(Path(f"/proc/{pid}/maps").read_text().partition("-")[0], 16)
+    with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
+        memory.seek(begin)
+        assert memory.read(16)
+
+
+def _fork_many() -> None:
+    children: list[int] = []
+    try:
+        for _ in range(64):
+            child = os.fork()
+            if child == 0:
+                time.sleep(30)
+                os._exit(0)
+            children.append(child)
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+
 def open_many() -> None:
     kept = [socket.socket() for _ in range(1000)]
     raise AssertionError(len(kept))
@@ -113,8 +164,9 @@ def main(channel: SyncChannel, limits: Limits) -> None:
             case "leave_child":
                 channel.send(Frame(kind="child", fields={"pid": leave_child()}))
                 return
-            case "overwrite":
-                channel.send(Frame(kind="outcome", fields={"outcome": overwrite(frame.fields["path"])}))
+            case "overwrite" | "attempt":
+                outcome = (overwrite if frame.kind == "overwrite" else attempt)(**frame.fields)
+                channel.send(Frame(kind="outcome", fields={"outcome": outcome}))
             case "fault":
                 raise ValueError("a row: 4711")
             case kind:

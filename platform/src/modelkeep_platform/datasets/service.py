@@ -231,7 +231,7 @@ class DatasetService:
             self._recorder.record(tx, event)
             tx.bump_epoch()
         self._epoch.refresh()
-        self._artifacts.delete(owner, dataset_id)
+        self._artifacts.discard(owner, dataset_id)
 
     def budget(self, caller: TenantCaller, name: str) -> DatasetBudget:
         """Return a dataset's budget and what was charged.

@@ -255,7 +255,7 @@ class ModelService:
             self._recorder.record(tx, model_event(caller, decision.action, model_id, Outcome.DONE))
             tx.bump_epoch()
         self._epoch.refresh()
-        self._artifacts.delete(owner, model_id)
+        self._artifacts.discard(owner, model_id)
 
     def delete_version(self, caller: TenantCaller, name: str, version: str) -> None:
         """Delete one version; aliases to it go with it, its number is never used again.
@@ -271,7 +271,7 @@ class ModelService:
             self._recorder.record(tx, model_event(caller, Action.MODEL_DELETE, model_id, Outcome.DONE, version=number))
             tx.bump_epoch()
         self._epoch.refresh()
-        self._artifacts.delete(owner, model_id, number)
+        self._artifacts.discard(owner, model_id, number)
 
     def _decide(
         self, caller: TenantCaller, name: str, version: str | None, action: Action

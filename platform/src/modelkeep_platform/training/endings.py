@@ -13,9 +13,8 @@ import logging
 from typing import Final
 
 from modelkeep_platform.core.callers import TenantCaller
-from modelkeep_platform.core.errors import UnavailableError
 from modelkeep_platform.core.events import Event, Outcome
-from modelkeep_platform.core.ids import ObjectId, TenantId
+from modelkeep_platform.core.ids import ObjectId
 from modelkeep_platform.core.ports import EpochSource, Recorder, Sealer
 from modelkeep_platform.core.refs import Kind, ResourceRef
 from modelkeep_platform.jobs.queue import Job, JobQueue, JobState, Lease, StaleLeaseError
@@ -107,7 +106,7 @@ class JobEndings:
             self._sealer.destroy_key(own, job.tenant, ObjectId(job.id))
             self._record(tx, job, JobState.SUCCEEDED, fence=lease.fence)
         self._epoch.refresh()
-        self._delete(job.tenant, ObjectId(job.id))
+        self._artifacts.discard(job.tenant, ObjectId(job.id))
 
     def end(
         self, lease: Lease, state: JobState, error: tuple[str, str] | None = None, *, fence_off: bool = False
@@ -141,7 +140,7 @@ class JobEndings:
             _log.warning("job %s was ended by another", job.id)
             return False
         if dropped is not None:
-            self._delete(job.tenant, *dropped)
+            self._artifacts.discard(job.tenant, *dropped)
         return True
 
     def cancel(self, tx: PlatformTransaction, job: Job, *, by: TenantCaller) -> None:
@@ -169,7 +168,7 @@ class JobEndings:
                 self._trained.drop(own, job_id)
                 self._sealer.destroy_key(own, tenant, ObjectId(job_id))
                 tx.bump_epoch()
-            self._delete(tenant, ObjectId(job_id))
+            self._artifacts.discard(tenant, ObjectId(job_id))
         return len(found)
 
     def _commit(self, tx: PlatformTransaction, own: TenantTransaction, lease: Lease, ran: RanMechanism | None) -> None:
@@ -207,12 +206,6 @@ class JobEndings:
             facts=facts,
         )
         self._recorder.record(tx, event)
-
-    def _delete(self, tenant: TenantId, object_id: ObjectId, version: int | None = None) -> None:
-        try:
-            self._artifacts.delete(tenant, object_id, version)
-        except UnavailableError:
-            _log.warning("what %s had stored could not be deleted; it is tried again", object_id)
 
 
 def _reservation(

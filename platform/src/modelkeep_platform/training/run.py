@@ -247,7 +247,7 @@ class Run:
         kept = admitted(sent.chunks, state.tensors(self._payload.spec.optimizer, self._graph.parameters()))
         parts.artifacts.write(self._tenant, self._job_id, step, Purpose.CHECKPOINT, kept)
         if self._checkpoint_at:
-            parts.artifacts.delete(self._tenant, self._job_id, self._checkpoint_at)
+            parts.artifacts.discard(self._tenant, self._job_id, self._checkpoint_at)
         self._checkpoint_at = step
         with parts.database.tenant(self._tenant, by=_SYSTEM) as tx:
             parts.queue.log(tx, self._lease, f"checkpoint at step {step}, sealed")

@@ -7,12 +7,13 @@ Plaintext exists in memory only, one part at a time.
 
 import hashlib
 import hmac
+import logging
 from collections.abc import Iterable, Iterator
 from typing import Final
 
 import msgspec
 
-from modelkeep_platform.core.errors import IntegrityError
+from modelkeep_platform.core.errors import IntegrityError, UnavailableError
 from modelkeep_platform.core.ids import ObjectId, TenantId
 from modelkeep_platform.core.limits import MAX_PART_BYTES
 from modelkeep_platform.core.ports import Sealer
@@ -20,6 +21,8 @@ from modelkeep_platform.core.sealing import Purpose, Suite
 from modelkeep_platform.storage.blobs import BlobStore
 
 _MANIFEST: Final = "manifest"
+
+_log = logging.getLogger(__name__)
 
 
 class PartDigest(msgspec.Struct, frozen=True):
@@ -154,6 +157,13 @@ class Artifacts:
         """Delete the blobs of an object, or of one version of it."""
         prefix = f"{owner}/{object_id}" if version is None else f"{owner}/{object_id}/{version}"
         self._blobs.delete_prefix(prefix)
+
+    def discard(self, owner: TenantId, object_id: ObjectId, version: int | None = None) -> None:
+        """Delete as `delete` does what no row names any more; what a broken store keeps is swept later."""
+        try:
+            self.delete(owner, object_id, version)
+        except UnavailableError:
+            _log.warning("the bytes of %s could not be deleted; it is tried again", object_id)
 
 
 def part_key(owner: TenantId, object_id: ObjectId, version: int, purpose: Purpose, number: int) -> str:

@@ -295,7 +295,7 @@ class UploadService:
         if state != OPEN:
             if state != COMPLETE:
                 # Given up while the part was stored: whoever gave it up may have deleted its bytes before these came.
-                self._artifacts.delete(upload.owner, upload.object_id, upload.version)
+                self._artifacts.discard(upload.owner, upload.object_id, upload.version)
             raise ended()
         return PartReceipt(number=number, received=received)
 
