@@ -28,6 +28,7 @@ from services.house import GRAPH, WEIGHTS, House, Tenant, job, wait_until
 
 INFER = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 1]}]}
 AT_ONCE, OF_SOURCE, KEYS, REFUSALS = 6, 48, 20, 10
+LARGE = 2048
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,20 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     )
     for tenant in (house.acme, house.globex):
         house.fill(tenant)
+    yield house
+    house.close()
+
+
+@pytest.fixture(scope="module")
+def roomy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    """A house with a model that is larger than what the kernel keeps of an answer that nobody reads."""
+    house = House(Path(tmp_path_factory.mktemp("roomy")), tenant_concurrent_requests=AT_ONCE)
+    import torch
+
+    from modelkeep.torch import trace
+
+    large = torch.nn.Linear(LARGE, LARGE, bias=False)
+    house.acme.clients["developer"].models.upload("large", trace(large, torch.zeros(1, LARGE)))
     yield house
     house.close()
 
@@ -397,6 +412,30 @@ def test_slow_bodies_hold_the_places_of_their_own_tenant(house: House) -> None:
             assert http.post("/v2/models/model/infer", json=INFER).status_code == 200
     wait_until(lambda: not limits.under_way, "the places to be given back")
     assert running.waiting == 0
+
+
+def test_downloads_that_nobody_reads_hold_the_places_of_their_own_tenant(roomy: House) -> None:
+    host, _, port = roomy.url.removeprefix("http://").partition(":")
+    developer = roomy.acme.clients["developer"]
+    token, limits = roomy.token(developer), roomy.server.platform.edge.requests
+    with ExitStack() as held:
+        for _ in range(AT_ONCE):
+            reader = held.enter_context(socket.socket())
+            reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            reader.connect((host, int(port)))
+            reader.sendall(
+                f"GET /v1/models/large/versions/1/weights HTTP/1.1\r\nhost: {host}\r\n"
+                f"authorization: Bearer {token}\r\n\r\n".encode()
+            )
+            assert reader.recv(12) == b"HTTP/1.1 200"
+        assert limits.under_way == AT_ONCE
+        with roomy.http(developer) as http:
+            answer = http.get("/v1/whoami")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (429, "too_many_at_once")
+        with roomy.http(roomy.globex.clients["developer"]) as http:
+            assert http.get("/v1/whoami").status_code == 200
+    wait_until(lambda: not limits.under_way, "the places to be given back")
+    assert len(developer.models.download("large").weights) > LARGE * LARGE * 4
 
 
 def test_a_tenant_has_one_worker_however_many_models_it_asks(house: House) -> None:

@@ -573,6 +573,19 @@ def test_a_download_of_what_was_changed_is_refused_and_recorded_as_failed(
     assert developer.delete(f"/v1/models/{it.name}/versions/1").status_code == 204, "it can still be given up"
 
 
+def test_the_owner_hears_of_a_grantee_that_met_changed_bytes(vault: Vault, evidence: Evidence) -> None:
+    it = vault.store(vault.house.acme)
+    vault.house.acme.admin.grants.create("model", it.name, grantee="globex", actions=["model:export"])
+    flipped(it.folder / "part-0")
+    with vault.house.http(vault.house.globex.clients["developer"]) as http:
+        answer = http.get(f"/v1/models/acme~{it.name}/versions/1/weights")
+    assert (answer.status_code, code_of(answer)) == (500, "sealed_invalid")
+    assert sorted(evidence.recorded(answer)) == [
+        ("acme", "failed", "sealed_invalid"),
+        ("globex", "failed", "sealed_invalid"),
+    ]
+
+
 def test_a_download_that_finds_a_later_part_changed_breaks_off_and_a_second_entry_says_so(
     vault: Vault, evidence: Evidence, developer: httpx.Client
 ) -> None:

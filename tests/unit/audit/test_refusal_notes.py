@@ -59,6 +59,21 @@ def test_what_failed_is_noted_as_failed(notes: RefusalNotes, recorder: Stubborn)
     assert event.facts == {"error": "sealed_invalid", "route": "GET /v1/models"}
 
 
+def test_refusals_on_purpose_do_not_crowd_out_what_says_that_stored_bytes_were_changed(
+    notes: RefusalNotes, recorder: Stubborn
+) -> None:
+    refuse(notes, 100)
+    for _ in range(5):
+        notes.of_caller(
+            tenant_caller(), Action.MODEL_EXPORT, code="sealed_invalid", route="GET", outcome=Outcome.FAILED
+        )
+    failed = [event for event in recorder.events if event.outcome is Outcome.FAILED]
+    assert [event.action for event in failed] == [Action.MODEL_EXPORT] * 3
+    notes.sweep(unfinished=True)
+    counted = {event.outcome: event.facts["unrecorded"] for event in recorder.events if event.action == SUMMARY}
+    assert counted == {Outcome.DENIED: 97, Outcome.FAILED: 2}
+
+
 def test_past_a_tenants_quota_refusals_are_counted_and_the_count_is_one_entry(
     notes: RefusalNotes, recorder: Stubborn, clock: FakeClock
 ) -> None:

@@ -1,6 +1,7 @@
 """The gateway: planes by path, limits of the head, strangers counted, the life of the server."""
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
@@ -117,6 +118,39 @@ def test_workers_are_closed_when_the_server_stops(edge: Edge) -> None:
     sent = exchange(edge, "lifespan", {"type": "lifespan.startup"}, {"type": "lifespan.shutdown"})
     assert [message["type"] for message in sent] == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
     assert edge.closed == 1
+
+
+def test_look_ups_of_a_tenant_that_all_wait_leave_threads_for_the_next(edge: Edge) -> None:
+    """A tenant has 64 requests under way by default: all of them wait in a thread, and one of another is served."""
+    went: list[str] = []
+
+    async def serve() -> None:
+        over = threading.Event()
+
+        async def look_ups() -> None:
+            waiting = [asyncio.create_task(asyncio.to_thread(over.wait)) for _ in range(64)]
+            await asyncio.wait_for(asyncio.to_thread(went.append, "the next"), timeout=20)
+            over.set()
+            await asyncio.gather(*waiting)
+
+        messages = iter(["lifespan.startup", "lifespan.shutdown"])
+
+        async def receive() -> dict[str, Any]:
+            kind = next(messages)
+            if kind == "lifespan.shutdown":
+                try:
+                    await look_ups()
+                finally:
+                    over.set()
+            return {"type": kind}
+
+        async def send(_message: Any) -> None:
+            return None
+
+        await edge.app({"type": "lifespan", "path": "/", "headers": []}, receive, send)
+
+    asyncio.run(serve())
+    assert went == ["the next"]
 
 
 def test_the_data_plane_says_that_it_lives_and_what_it_is(edge: Edge) -> None:

@@ -1,6 +1,11 @@
 """Places over several processes: together never more than there are, and free for whoever needs them."""
 
-from collections.abc import Iterator
+import asyncio
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NoReturn
 
 import pytest
 import sqlalchemy as sa
@@ -8,13 +13,17 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from fakes.core import FakeClock
+from fakes.core import FakeClock, FakeLimits, tenant_caller
 from modelkeep_platform.core.errors import RateLimitedError
+from modelkeep_platform.limits import places
 from modelkeep_platform.limits.places import Place, Places, Wanted
+from modelkeep_platform.limits.service import RequestLimits
+from modelkeep_platform.storage.blobs import FULL, StorageError
 from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.schema import metadata
 from modelkeep_platform.storage.tables.limits import request_places
 from modelkeep_platform.storage.tables.processes import server_processes
+from services.house import wait_until
 
 MOST = 20
 
@@ -206,6 +215,110 @@ def test_an_operator_that_lowers_the_number_is_heard_at_once(quick: Database) ->
     assert not one.ask(Wanted("acme", 5, "this tenant"))
     one.end(6)
     assert one.ask(Wanted("acme", 5, "this tenant"))
+
+
+def test_threads_of_several_processes_never_have_too_many_under_way(database: Database) -> None:
+    servers = Servers(database, 3)
+    counting, running, most = threading.Lock(), 0, 0
+
+    def ask(at: int) -> None:
+        nonlocal running, most
+        process = servers.each[at % 3]
+        wanted = [Wanted("acme", MOST, "this tenant")]
+        for _ in range(30):
+            try:
+                while (place := process.places.take(wanted)) is None:
+                    process.places.lease(wanted)
+            except RateLimitedError:
+                process.places.settle()
+                servers.clock.advance(0.3)
+                continue
+            with place:
+                with counting:
+                    running += 1
+                    most = max(most, running)
+                time.sleep(0.0005)
+                with counting:
+                    running -= 1
+
+    with ThreadPoolExecutor(3 * MOST) as pool:
+        list(pool.map(ask, range(3 * MOST)))
+    assert MOST // 2 < most <= MOST
+    assert sum(process.places.filled for process in servers.each) == 0
+
+
+def test_what_the_database_does_not_take_is_written_when_it_does(
+    quick: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    servers = Servers(quick, 2)
+    one, two = servers.each
+    assert one.fill() == MOST
+    one.end()
+    servers.later()
+    with monkeypatch.context() as patch:
+        patch.setattr(quick, "platform", broken)
+        with pytest.raises(StorageError):
+            servers.later()
+        with pytest.raises(StorageError):
+            two.ask()
+        with pytest.raises(StorageError):
+            one.places.settle()
+        one.places.close()
+    servers.later()
+    assert two.fill() == MOST
+    assert not one.ask()
+
+
+def broken(**_options: object) -> NoReturn:
+    raise StorageError(FULL, code="disk_full")
+
+
+def test_a_thread_gives_back_also_after_the_database_failed(quick: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "SETTLED_S", 0.01)
+    servers = Servers(quick, 2)
+    one = servers.each[0]
+    one.places.start()
+    with monkeypatch.context() as patch:
+        patch.setattr(one.places, "settle", broken)
+        time.sleep(0.1)
+    assert one.ask()
+    one.end()
+    wait_until(lambda: servers.written() == {}, "the place to be given back")
+    one.places.close()
+
+
+def test_a_request_that_is_given_up_while_it_waits_holds_nothing(database: Database) -> None:
+    servers = Servers(database, 2)
+    waiting, go_on = threading.Event(), threading.Event()
+    room = RequestLimits(
+        database=database,
+        clock=servers.clock,
+        limits=FakeLimits(concurrent_requests=MOST, principal_concurrent_requests=MOST),
+        process_id="server-0",
+        others=lambda: {"server-1"},
+    )
+    lease = room._places.lease
+
+    def slowly(wanted: Sequence[Wanted]) -> None:
+        waiting.set()
+        go_on.wait()
+        lease(wanted)
+
+    async def give_up() -> None:
+        task = asyncio.create_task(room.place(tenant_caller()))
+        await asyncio.to_thread(waiting.wait)
+        task.cancel()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(room._places, "lease", slowly)
+        asyncio.run(give_up())
+    assert room.under_way == 0
+    for _ in range(3):
+        room._places.settle()
+    assert servers.written() == {}
 
 
 class Sharing(RuleBasedStateMachine):

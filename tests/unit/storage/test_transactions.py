@@ -1,6 +1,7 @@
 """Tenant transactions reach their owner's rows and nothing else."""
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from modelkeep_platform.core.callers import OperatorCaller, TenantCaller
 from modelkeep_platform.core.decisions import Decision
 from modelkeep_platform.core.ids import PLATFORM, ObjectId, TenantId
 from modelkeep_platform.core.refs import Kind, ResourceRef
+from modelkeep_platform.storage.blobs import StorageError
 from modelkeep_platform.storage.database import Database, NestedWriteError
 from modelkeep_platform.storage.schema import metadata
 from modelkeep_platform.storage.tables.epoch import epoch
@@ -297,6 +299,51 @@ def test_many_threads_write_without_losing_one(database: Database) -> None:
         thread.join()
     # Each saw the count of all before it: read and write are one, under BEGIN IMMEDIATE.
     assert sorted(int(row[1].rsplit("-", 1)[1]) for row in _everything(database)) == list(range(30))
+
+
+def test_writers_that_wait_leave_connections_for_readers(database: Database) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def write(at: int) -> None:
+        with database.tenant(ACME, by=SYSTEM) as tx:
+            begun.set()
+            go_on.wait()
+            _insert(tx, f"dek-{at}")
+
+    threads = [threading.Thread(target=write, args=(at,), daemon=True) for at in range(64)]
+    for thread in threads:
+        thread.start()
+    begun.wait()
+    try:
+        time.sleep(0.2)  # all of them wait by now, and one holds a connection
+        assert database.engine.pool.checkedout() == 1  # type: ignore[attr-defined]
+        for _ in range(8):
+            assert database.epoch() >= 0
+    finally:
+        go_on.set()
+        for thread in threads:
+            thread.join()
+    assert len(_everything(database)) == 64
+
+
+def test_a_writer_whose_turn_does_not_come_says_so(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modelkeep_platform.storage.database._BUSY_MS", 10)
+    failed: list[StorageError] = []
+
+    def write() -> None:
+        try:
+            with database.platform():
+                pytest.fail("a second writer")
+        except StorageError as error:
+            failed.append(error)
+
+    with database.platform():
+        thread = threading.Thread(target=write)
+        thread.start()
+        thread.join()
+    assert [error.error_code for error in failed] == ["database_busy"]
+    with database.platform():
+        pass
 
 
 def test_the_file_is_in_wal_mode_with_full_synchronisation(database: Database) -> None:

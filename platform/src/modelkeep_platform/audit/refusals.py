@@ -60,7 +60,10 @@ class RefusalNotes:
         self._recorder = recorder
         self._clock = clock
         self._max_sources = max_sources
-        self._windows = RefusalWindows(clock=clock, per_window=per_window)
+        # Each its own: whoever is refused on purpose cannot crowd out what says that stored bytes were changed.
+        self._windows = {
+            outcome: RefusalWindows(clock=clock, per_window=per_window) for outcome in (Outcome.DENIED, Outcome.FAILED)
+        }
         self._minutes: dict[str, _Minute] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -92,9 +95,9 @@ class RefusalNotes:
         Raises:
             UnavailableError: the log takes no entries at present.
         """
-        ended, recordable = self._windows.admit(caller.tenant)
+        ended, recordable = self._windows[outcome].admit(caller.tenant)
         if ended is not None:
-            self._queue_count(caller.tenant, ended)
+            self._queue_count(caller.tenant, ended, outcome)
         if not recordable:
             return
         self._recorder.record_soon(
@@ -132,16 +135,17 @@ class RefusalNotes:
             sources = {key: one for key, one in self._minutes.items() if unfinished or one.began_at <= before}
             for source in sources:
                 del self._minutes[source]
-        for tenant, window in self._windows.take(unfinished=unfinished).items():
-            self._queue_count(tenant, window)
+        for outcome, windows in self._windows.items():
+            for tenant, window in windows.take(unfinished=unfinished).items():
+                self._queue_count(tenant, window, outcome)
         for source, minute in sources.items():
             if not self._queue(_of_source(source, minute)):
                 with self._lock:
                     self._minutes.setdefault(source, _Minute(minute.began_at)).statuses += minute.statuses
 
-    def _queue_count(self, tenant: TenantId, window: RefusalWindow) -> None:
-        if not self._queue(summary(tenant, window)):
-            self._windows.put_back(tenant, window)
+    def _queue_count(self, tenant: TenantId, window: RefusalWindow, outcome: Outcome) -> None:
+        if not self._queue(summary(tenant, window, outcome)):
+            self._windows[outcome].put_back(tenant, window)
 
     def _queue(self, event: Event) -> bool:
         try:

@@ -72,11 +72,11 @@ class RefusalWindows:
             self._windows.setdefault(tenant, RefusalWindow(window.began_at)).counted += window.counted
 
 
-def summary(tenant: TenantId, window: RefusalWindow) -> Event:
-    """Return the entry that says how many refusals of a minute were only counted."""
+def summary(tenant: TenantId, window: RefusalWindow, outcome: Outcome = Outcome.DENIED) -> Event:
+    """Return the entry that says how many refusals, or failures, of a minute were only counted."""
     return Event(
         tenant=tenant,
         action=SUMMARY,
-        outcome=Outcome.DENIED,
+        outcome=outcome,
         facts={"unrecorded": window.counted, "since": window.began_at, "window_s": WINDOW_S},
     )

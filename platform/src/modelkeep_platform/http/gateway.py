@@ -10,6 +10,7 @@ the log. Reading, deleting and logging in go on, and the operator's own work.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 import anyio.to_thread
@@ -124,8 +125,10 @@ class Gateway:
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()  # lifespan.startup
-        # Calls of /v1 run in threads; one tenant, held to its concurrent requests, cannot take all of them.
+        # Calls of /v1 run in threads of the first kind, look-ups of /v2 in threads of the second, of which there would
+        # be six on two cores; one tenant, held to its concurrent requests, cannot take all of them.
         anyio.to_thread.current_default_thread_limiter().total_tokens = _THREADS
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="lookup"))
         await send({"type": "lifespan.startup.complete"})
         await receive()  # lifespan.shutdown
         await self._on_shutdown()

@@ -5,6 +5,7 @@ answer. An unknown path or method gets the same envelope as every other error.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -22,6 +23,7 @@ from modelkeep_platform.core.errors import CallerError, MalformedError, NotFound
 from modelkeep_platform.core.ids import RequestId
 from modelkeep_platform.http.answers import MethodNotAllowedError, code_of, encode, error_response, json_response
 from modelkeep_platform.http.bodies import BODY_TIMEOUT_S, read_body
+from modelkeep_platform.http.downloads import Download
 from modelkeep_platform.http.idempotency import IdempotencyStore
 from modelkeep_platform.http.refusals import CALLER, Notes, noted
 from modelkeep_platform.http.routing import MAX_QUERY_CHARS, Call, Endpoint, Public, parse_body
@@ -127,8 +129,11 @@ class Management:
             standing = self._limits.admit_now(caller)
             if standing is None:
                 standing = await run_in_threadpool(self._limits.admit, caller)
-            with await self._limits.place(caller):
+            with ExitStack() as held:
+                held.enter_context(await self._limits.place(caller))
                 response = await self._run(endpoint, request, caller, request_id)
+                if isinstance(response, Download):
+                    response.held = held.pop_all()
         except Exception as exc:  # noqa: BLE001 -- the edge: everything becomes an envelope
             answered = noted(
                 exc,

@@ -20,6 +20,7 @@ from modelkeep_platform.core.errors import (
 
 _BY_CODE: Final = {
     "method_not_allowed": 405,
+    "answer_timeout": 408,
     "body_timeout": 408,
     "target_too_long": 414,
     "encoding_refused": 415,

@@ -2,7 +2,7 @@
 
 A process that is alone counts in memory. Several write down, by key, how many places each may fill, and together never
 more than there are. A process fills its own from memory; when they are taken it asks the database for a few more, and
-twice a second it gives back those that it did not need since. So a place is free for another process half a second
+twice a second it gives back those that it did not need since. So a place is free for another process within a second
 after it was last used, and a request costs no database while a load is steady.
 
 A process that was alone says how many requests it has under way when it sees a second one, a heartbeat after that
@@ -12,6 +12,7 @@ began; until then both count alone. The places of a process that died are free w
 import math
 import threading
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, NamedTuple
@@ -60,7 +61,7 @@ class _Use:
 
     def settle(self, *, alone: bool) -> None:
         """Hold what was needed, and no more."""
-        self.held = 0 if alone else self.peak
+        self.held = 0 if alone else min(self.peak, max(self.held, self.running))
         self.peak = self.running
 
     @property
@@ -122,11 +123,11 @@ class Places:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop, and give back everything."""
+        """Stop, and give back everything, which the dead do anyway: nothing is lost when the database fails."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(timeout=5)
-        with self._database.platform() as tx:
+        with suppress(SQLAlchemyError, StorageError), self._database.platform() as tx:
             tx.execute(sa.delete(request_places).where(request_places.c.process == self._process_id))
 
     def take(self, wanted: Sequence[Wanted]) -> Place | None:
@@ -222,7 +223,7 @@ class Places:
             try:
                 self.settle()
             except (SQLAlchemyError, StorageError):
-                continue  # what is written is more than what is used, so nobody gets too much; it is written next time
+                continue  # what was written holds, and what was not is written the next time
 
 
 def _held_by(tx: PlatformTransaction, key: str, processes: Collection[str]) -> int:

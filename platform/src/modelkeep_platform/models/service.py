@@ -118,33 +118,41 @@ class ModelService:
         """Return a version and its weights, part by part; the download is recorded before it begins.
 
         Raises:
-            IntegrityError: the manifest or the first part does not open; of a later one the iterator raises it, and
-                the log has that the download failed.
+            IntegrityError: the manifest or the first part does not open, which the owner's log has when it is not the
+                caller's; of a later one the iterator raises it, and the owner's log has that the download failed.
         """
         found = self.resolve_version(caller, name, version, Action.MODEL_EXPORT)
         owner, model_id = found.ref.owner, found.ref.object_id
+        shown = self._versions.show(owner, model_id, found.version)
         parts = self.open_weights(owner, model_id, found.version)
-        # Before the answer begins: once its status is sent, it can only break off.
-        first = next(parts, b"")
-        with self._database.tenant(owner, by=found.decision) as tx:
-            self._recorder.record(
-                tx, model_event(caller, Action.MODEL_EXPORT, model_id, Outcome.DONE, version=found.version, owner=owner)
-            )
-        return self._versions.show(owner, model_id, found.version), self._exported(caller, found, first, parts)
+        try:
+            # Before the answer begins: once its status is sent, it can only break off.
+            first = next(parts, b"")
+        except ModelkeepError as exc:
+            if owner != caller.tenant:
+                self._record_export(caller, found, Outcome.FAILED, error=exc.error_code)
+            raise
+        self._record_export(caller, found, Outcome.DONE)
+        return shown, self._exported(caller, found, [first], parts)
 
     def _exported(
-        self, caller: TenantCaller, found: ServableVersion, first: bytes, parts: Iterator[bytes]
+        self, caller: TenantCaller, found: ServableVersion, first: builtins.list[bytes], parts: Iterator[bytes]
     ) -> Iterator[bytes]:
-        yield first
+        # Taken out, so that it is not kept while the rest is read: a part is megabytes.
+        yield first.pop()
         try:
             yield from parts
         except ModelkeepError as exc:
-            owner, model_id = found.ref.owner, found.ref.object_id
-            facts: dict[str, str | int] = {"version": found.version, "error": exc.error_code}
-            failed = model_event(caller, Action.MODEL_EXPORT, model_id, Outcome.FAILED, owner=owner, **facts)
-            with self._database.tenant(owner, by=found.decision) as tx:
-                self._recorder.record(tx, failed)
+            self._record_export(caller, found, Outcome.FAILED, error=exc.error_code)
             raise
+
+    def _record_export(self, caller: TenantCaller, found: ServableVersion, outcome: Outcome, **facts: str) -> None:
+        owner, version = found.ref.owner, found.version
+        event = model_event(
+            caller, Action.MODEL_EXPORT, found.ref.object_id, outcome, owner=owner, version=version, **facts
+        )
+        with self._database.tenant(owner, by=found.decision) as tx:
+            self._recorder.record(tx, event)
 
     def resolve_version(self, caller: TenantCaller, name: str, version: str | None, action: Action) -> ServableVersion:
         """Decide `action` on a version and return it.

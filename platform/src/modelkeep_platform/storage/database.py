@@ -37,6 +37,7 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self._writing = threading.local()
+        self._writer = threading.Lock()
         self.engine = sa.create_engine(url, pool_size=8, max_overflow=24) if ":memory:" not in url else _memory(url)
         if self.engine.dialect.name == "sqlite":
             sa.event.listen(self.engine, "connect", _prepare_sqlite)
@@ -90,7 +91,7 @@ class Database:
                 raise NestedWriteError(message)
             self._writing.now = True
         try:
-            with self.engine.connect() as connection, connection.begin():
+            with self._turn(read_only=read_only), self.engine.connect() as connection, connection.begin():
                 # Not in a listener to `begin`: with one, SQLAlchemy looks for listeners at each statement.
                 if self.engine.dialect.name == "sqlite":
                     connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
@@ -102,6 +103,26 @@ class Database:
         finally:
             if not read_only:
                 self._writing.now = False
+
+    @contextmanager
+    def _turn(self, *, read_only: bool) -> Iterator[None]:
+        """Wait for this process's turn to write to SQLite, which has one writer, before a connection is taken.
+
+        Writers that waited within their transactions would hold every connection of the pool, and readers find none.
+
+        Raises:
+            StorageError: it did not come for as long as SQLite itself would be waited for.
+        """
+        if read_only or self.engine.dialect.name != "sqlite":
+            yield
+            return
+        if not self._writer.acquire(timeout=_BUSY_MS / 1000):
+            message = "the database is busy; try again"
+            raise StorageError(message, code="database_busy")
+        try:
+            yield
+        finally:
+            self._writer.release()
 
     def close(self) -> None:
         """Close every pooled connection."""

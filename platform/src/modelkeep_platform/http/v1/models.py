@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.errors import MalformedError
@@ -14,6 +14,7 @@ from modelkeep_platform.core.limits import MAX_GRAPH_BYTES, MAX_PART_BYTES
 from modelkeep_platform.core.refs import Kind
 from modelkeep_platform.datasets.service import DatasetService
 from modelkeep_platform.http.answers import encode
+from modelkeep_platform.http.downloads import Download
 from modelkeep_platform.http.routing import Call, Endpoint, decimal
 from modelkeep_platform.http.v1.converting import show, show_page
 from modelkeep_platform.http.wire import models as wire
@@ -165,9 +166,8 @@ def _weights(models: ModelService) -> Callable[[Call], Any]:
     def handler(call: Call) -> Response:
         version, chunks = models.export_weights(call.tenant_caller, call.path["name"], call.path["version"])
         digest = base64.b64encode(bytes.fromhex(version.weights_sha256)).decode("ascii")
-        return StreamingResponse(
+        return Download(
             chunks,
-            media_type="application/octet-stream",
             headers={
                 "content-length": str(version.weights_bytes),
                 "content-digest": f"sha-256=:{digest}:",
