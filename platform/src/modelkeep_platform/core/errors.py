@@ -18,6 +18,9 @@ class ModelkeepError(Exception):
         message: what went wrong and what to do about it, safe to show to the caller.
         code: a more specific stable code than the class's own.
         details: JSON-ready facts that a program may act on.
+
+    Attributes:
+        recorded: whether the audit log has it, so that nobody notes it again.
     """
 
     code: ClassVar[str] = "internal"
@@ -27,6 +30,7 @@ class ModelkeepError(Exception):
         self.message = message
         self.error_code = code or type(self).code
         self.details: Details = dict(details or {})
+        self.recorded = False
 
 
 class CallerError(ModelkeepError):

@@ -49,6 +49,8 @@ def noted(error: Exception, scope: Any, *, notes: Notes, action: Action | str, r
     failed = isinstance(error, IntegrityError)
     if caller is None or not isinstance(error, ModelkeepError) or not (failed or status_of(error) in _REFUSALS):
         return error
+    if error.recorded:
+        return error
     # Policy has recorded its own refusals before it raised them, what it may not say included.
     if isinstance(error, NotFoundError) or (isinstance(error, ForbiddenError) and "reasons" in error.details):
         return error

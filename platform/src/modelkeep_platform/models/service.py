@@ -118,8 +118,8 @@ class ModelService:
         """Return a version and its weights, part by part; the download is recorded before it begins.
 
         Raises:
-            IntegrityError: the manifest or the first part does not open, which the owner's log has when it is not the
-                caller's; of a later one the iterator raises it, and the owner's log has that the download failed.
+            IntegrityError: the manifest or the first part does not open; of a later one the iterator raises it. The logs
+                of owner and caller have it.
         """
         found = self.resolve_version(caller, name, version, Action.MODEL_EXPORT)
         owner, model_id = found.ref.owner, found.ref.object_id
@@ -129,8 +129,8 @@ class ModelService:
             # Before the answer begins: once its status is sent, it can only break off.
             first = next(parts, b"")
         except ModelkeepError as exc:
-            if owner != caller.tenant:
-                self._record_export(caller, found, Outcome.FAILED, error=exc.error_code)
+            self._record_export(caller, found, Outcome.FAILED, error=exc.error_code)
+            exc.recorded = True
             raise
         self._record_export(caller, found, Outcome.DONE)
         return shown, self._exported(caller, found, [first], parts)
