@@ -22,10 +22,10 @@ from modelkeep_platform.core.ports import Entropy
 from modelkeep_platform.http.answers import ALWAYS, code_of, error_response, protocol_error_response
 from modelkeep_platform.http.heads import over_limits
 from modelkeep_platform.http.refusals import CALLER, Notes
+from modelkeep_platform.http.status import REFUSALS
 from modelkeep_platform.http.watch import CODE, STATUS, Watch
 
 _THREADS: Final = 160
-_REFUSALS: Final = range(400, 500)
 _TOO_MANY: Final = frozenset({"rate_limited", "too_many_at_once"})
 _WRITES: Final = frozenset({"POST", "PUT", "PATCH"})
 
@@ -110,7 +110,7 @@ class Gateway:
         async def complete(message: Message) -> None:
             if message["type"] == "http.response.start":
                 scope[STATUS] = message["status"]
-                if message["status"] in _REFUSALS and scope.get(CALLER) is None:
+                if message["status"] in REFUSALS and scope.get(CALLER) is None:
                     client = scope.get("client")
                     self._notes.of_stranger(client[0] if client else "", message["status"])
                 if scope.get(CODE) in _TOO_MANY:

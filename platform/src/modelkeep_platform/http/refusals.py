@@ -15,12 +15,10 @@ from modelkeep_platform.core.errors import (
     UnavailableError,
 )
 from modelkeep_platform.core.events import Outcome
-from modelkeep_platform.http.status import status_of
+from modelkeep_platform.http.status import REFUSALS, status_of
 
 CALLER: Final = "modelkeep.caller"
 """The key under which a request's scope holds its caller, once its token was verified."""
-
-_REFUSALS: Final = range(400, 500)
 
 
 class Notes(Protocol):
@@ -47,7 +45,7 @@ def noted(error: Exception, scope: Any, *, notes: Notes, action: Action | str, r
     """
     caller = scope.get(CALLER)
     failed = isinstance(error, IntegrityError)
-    if caller is None or not isinstance(error, ModelkeepError) or not (failed or status_of(error) in _REFUSALS):
+    if caller is None or not isinstance(error, ModelkeepError) or not (failed or status_of(error) in REFUSALS):
         return error
     if error.recorded:
         return error

@@ -1,4 +1,4 @@
-"""The one table from errors to HTTP status."""
+"""The one table from errors to HTTP status, and what is a refusal."""
 
 from typing import Final
 
@@ -17,6 +17,9 @@ from modelkeep_platform.core.errors import (
     UnavailableError,
     UnprocessableError,
 )
+
+REFUSALS: Final = range(400, 500)
+"""Statuses of what the caller may not do, or did wrong."""
 
 _BY_CODE: Final = {
     "method_not_allowed": 405,

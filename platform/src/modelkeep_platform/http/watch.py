@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol
 from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.ids import TenantId
 from modelkeep_platform.http.refusals import CALLER
+from modelkeep_platform.http.status import REFUSALS
 from modelkeep_platform.telemetry.logs import say
 
 ROUTE: Final = "modelkeep.route"
@@ -29,7 +30,6 @@ LIMITS: Final = frozenset(
 )
 """Codes that mean that a limit was reached: the tenant's own, or the platform's."""
 
-_REFUSED: Final = range(400, 500)
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _OK: Final = 400
 _log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ class Watch:
             self._counts.prediction(_outcome(status))
         if code in LIMITS:
             self._counts.limited(code)
-        if caller is None and status in _REFUSED:
+        if caller is None and status in REFUSALS:
             self._counts.stranger(status)
 
 
@@ -106,4 +106,4 @@ def _page(scope: Any) -> str:  # noqa: ANN401 -- ASGI's own type
 def _outcome(status: int) -> str:
     if 0 < status < _OK:
         return "done"
-    return "refused" if status in _REFUSED else "failed"
+    return "refused" if status in REFUSALS else "failed"

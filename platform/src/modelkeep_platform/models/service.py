@@ -118,8 +118,8 @@ class ModelService:
         """Return a version and its weights, part by part; the download is recorded before it begins.
 
         Raises:
-            IntegrityError: the manifest or the first part does not open; of a later one the iterator raises it. The logs
-                of owner and caller have it.
+            IntegrityError: the manifest or the first part does not open; of a later one the iterator raises it. The
+                logs of owner and caller have it.
         """
         found = self.resolve_version(caller, name, version, Action.MODEL_EXPORT)
         owner, model_id = found.ref.owner, found.ref.object_id

@@ -17,6 +17,7 @@ from modelkeep_platform.http.routing import Call, Endpoint, Public
 from modelkeep_platform.http.v1 import governance, people
 from modelkeep_platform.http.v1.models import endpoints as model_endpoints
 from modelkeep_platform.http.v1.training import endpoints as training_endpoints
+from modelkeep_platform.http.v1.uploads import endpoints as upload_endpoints
 from modelkeep_platform.identity.issuer_keys import IssuerKeys
 from modelkeep_platform.identity.members import MemberService
 from modelkeep_platform.identity.registry import TenantRegistry
@@ -58,7 +59,8 @@ def all_endpoints(
             registry=registry,
             base_url=base_url,
         ),
-        *model_endpoints(models=models, admission=admission, datasets=datasets, uploads=uploads),
+        *model_endpoints(models=models, admission=admission),
+        *upload_endpoints(admission=admission, datasets=datasets, uploads=uploads),
         *training_endpoints(datasets=datasets, training=training),
         *governance.endpoints(grants=grants, policies=policies, audit=audit),
     ]
