@@ -70,7 +70,7 @@ class SealedRoom:
             clock=self.clock,
             entropy=self.entropy,
             authorizer=self.authorizer,
-            limits=FakeLimits(),
+            limits=self.limits,
         )
         return self.keys, self.uploads
 

@@ -32,13 +32,13 @@ class Room:
 
     def __init__(self, database: Database, clock: FakeClock, entropy: FakeEntropy) -> None:
         self.database, self.clock = database, clock
-        self.limits = FakeLimits(active_jobs=MAX_ACTIVE, running_jobs=MAX_ACTIVE)
+        self.limits = FakeLimits(active_jobs=MAX_ACTIVE, principal_active_jobs=MAX_ACTIVE, running_jobs=MAX_ACTIVE)
         self.queue = JobQueue(clock=clock, entropy=entropy, limits=self.limits)
 
-    def add(self, tenant: TenantId = ACME, name: str = "m") -> Job:
+    def add(self, tenant: TenantId = ACME, name: str = "m", principal: str = "p-1") -> Job:
         with self.database.tenant(tenant, by=BY) as tx:
             return self.queue.enqueue(
-                tx, job_id=self.queue.new_id(), kind="training", name=name, payload=b"p", principal="p-1", steps=10
+                tx, job_id=self.queue.new_id(), kind="training", name=name, payload=b"p", principal=principal, steps=10
             )
 
     def claim(self, holder: str = "h1") -> Lease:
@@ -142,6 +142,16 @@ def test_a_tenant_has_so_many_active_jobs_and_another_is_not_concerned(room: Roo
     room.add(GLOBEX)
     room.within(lambda tx: room.queue.finish(tx, lease, JobState.FAILED, error=("job_failed", "no")))
     room.add()
+
+
+def test_an_account_has_so_many_active_jobs_and_another_of_its_tenant_is_not_concerned(room: Room) -> None:
+    room.limits.own[ACME] = TenantLimits(principal_active_jobs=2)
+    for _ in range(2):
+        room.add(principal="one")
+    with pytest.raises(RateLimitedError, match="this account may have 2 jobs") as caught:
+        room.add(principal="one")
+    assert caught.value.error_code == "too_many_jobs"
+    room.add(principal="two")
 
 
 # --- leases ----------------------------------------------------------------------------------------

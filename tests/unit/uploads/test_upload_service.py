@@ -124,6 +124,14 @@ def test_a_beginning_that_is_rolled_back_leaves_no_upload_and_no_key(room: Seale
     assert room.recorder.entries() == []
 
 
+def test_an_account_has_a_bounded_number_of_uploads_open(room: SealedRoom) -> None:
+    room.limits.own[ACME] = TenantLimits(principal_open_uploads=2)
+    for number in range(2):
+        room.begin(DATA, object_id=f"mdl_{number}")
+    refused("too_many_uploads", lambda: room.begin(DATA, object_id="mdl_more"))
+    room.begin(DATA, object_id="mdl_more", caller=tenant_caller(name="another"))
+
+
 def test_a_tenant_has_a_bounded_number_of_uploads_open_and_another_is_not_affected(room: SealedRoom) -> None:
     opened = [room.begin(DATA, object_id=f"mdl_{number}") for number in range(64)]
     refused("too_many_uploads", lambda: room.begin(DATA, object_id="mdl_more"))

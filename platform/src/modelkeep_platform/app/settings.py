@@ -48,7 +48,9 @@ class Settings:
         principal_concurrent_requests: those of one member or service account, over all server processes.
         tenant_storage_mib: what one tenant's models, datasets, checkpoints and open uploads may occupy, in MiB.
         tenant_open_uploads: uploads that one tenant may have begun and not ended.
+        principal_open_uploads: those of one member or service account.
         tenant_active_jobs: jobs that one tenant may have queued or running.
+        principal_active_jobs: those that one member or service account started.
         tenant_running_jobs: jobs of one tenant that run at once, over all server processes; 0 lets them wait.
         tenant_serving_workers: workers that predict with one tenant's models, in each server process: 1, or 0 for none.
         tenant_members: people of one tenant, invited ones included.
@@ -82,7 +84,9 @@ class Settings:
     principal_concurrent_requests: int = _OF_ALL.principal_concurrent_requests
     tenant_storage_mib: int = _OF_ALL.storage_mib
     tenant_open_uploads: int = _OF_ALL.open_uploads
+    principal_open_uploads: int = _OF_ALL.principal_open_uploads
     tenant_active_jobs: int = _OF_ALL.active_jobs
+    principal_active_jobs: int = _OF_ALL.principal_active_jobs
     tenant_running_jobs: int = _OF_ALL.running_jobs
     tenant_serving_workers: int = _OF_ALL.serving_workers
     tenant_members: int = _OF_ALL.members

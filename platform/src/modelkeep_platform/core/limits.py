@@ -48,7 +48,9 @@ class TenantLimits:
         principal_concurrent_requests: those of one member or service account.
         storage_mib: MiB of models, datasets, checkpoints and open uploads together.
         open_uploads: uploads that were begun and neither completed nor given up.
+        principal_open_uploads: those of one member or service account.
         active_jobs: jobs queued or running.
+        principal_active_jobs: those that one member or service account started.
         running_jobs: jobs running at once, over all server processes: each has a worker process.
         serving_workers: worker processes that predict with the tenant's models, in each server process: 1 or none.
         members: people, invited ones included.
@@ -66,7 +68,9 @@ class TenantLimits:
     principal_concurrent_requests: int = _limit(64, least=1)
     storage_mib: int = _limit(200 * 1024)
     open_uploads: int = _limit(64)
+    principal_open_uploads: int = _limit(64)
     active_jobs: int = _limit(20)
+    principal_active_jobs: int = _limit(20)
     running_jobs: int = _limit(2)
     serving_workers: int = _limit(1, most=1)
     members: int = _limit(1_000)

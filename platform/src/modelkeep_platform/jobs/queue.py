@@ -130,16 +130,22 @@ class JobQueue:
             stored_bytes: what it sets aside of its tenant's storage.
 
         Raises:
-            RateLimitedError: the tenant has as many jobs queued and running as it may; they end by themselves.
+            RateLimitedError: the tenant, or the one who starts it, has as many jobs queued and running as it may; they
+                end by themselves.
         """
-        most = self._limits.of(tx.owner).active_jobs
-        if self.active(tx) >= most:
-            raise RateLimitedError(
-                f"this tenant may have {most} jobs queued or running; wait for one to end, or ask the platform's "
-                "operator for more",
-                retry_after_s=_RETRY_S,
-                code="too_many_jobs",
-            )
+        limits = self._limits.of(tx.owner)
+        own = tx.count(jobs, jobs.c.state.in_(ACTIVE) & (jobs.c.principal == principal))
+        for who, active, most in (
+            ("this account", own, limits.principal_active_jobs),
+            ("this tenant", self.active(tx), limits.active_jobs),
+        ):
+            if active >= most:
+                raise RateLimitedError(
+                    f"{who} may have {most} jobs queued or running; wait for one to end, or ask the platform's "
+                    "operator for more",
+                    retry_after_s=_RETRY_S,
+                    code="too_many_jobs",
+                )
         tx.insert(
             jobs,
             id=job_id,

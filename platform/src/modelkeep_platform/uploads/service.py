@@ -111,7 +111,7 @@ class UploadService:
         Raises:
             UnprocessableError: the size or digest is not one.
             TooLargeError: larger than an upload may be.
-            ConflictError: the tenant has too many uploads open, or its storage is used up.
+            ConflictError: the tenant or the caller has too many uploads open, or the tenant's storage is used up.
         """
         if size_bytes < 1 or not _SHA256.match(sha256):
             raise UnprocessableError(
@@ -119,13 +119,18 @@ class UploadService:
             )
         if size_bytes > MAX_UPLOAD_BYTES:
             raise TooLargeError(f"an upload has at most {MAX_UPLOAD_BYTES} bytes")
-        most = self._limits.of(tx.owner).open_uploads
-        if self.open_uploads(tx) >= most:
-            raise ConflictError(
-                f"this tenant may have {most} uploads open; complete or delete some, or ask the platform's "
-                "operator for more",
-                code="too_many_uploads",
-            )
+        limits = self._limits.of(tx.owner)
+        own = tx.count(uploads, (uploads.c.state == OPEN) & (uploads.c.principal == caller.principal))
+        for who, open_now, most in (
+            ("this account", own, limits.principal_open_uploads),
+            ("this tenant", self.open_uploads(tx), limits.open_uploads),
+        ):
+            if open_now >= most:
+                raise ConflictError(
+                    f"{who} may have {most} uploads open; complete or delete some, or ask the platform's "
+                    "operator for more",
+                    code="too_many_uploads",
+                )
         self.check_room(tx, size_bytes)
         if create_key:
             self._sealer.create_key(tx, tx.owner, object_id)

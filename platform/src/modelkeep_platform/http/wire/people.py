@@ -63,7 +63,9 @@ class LimitChanges(Body):
     principal_concurrent_requests: Change = msgspec.UNSET
     storage_mib: Change = msgspec.UNSET
     open_uploads: Change = msgspec.UNSET
+    principal_open_uploads: Change = msgspec.UNSET
     active_jobs: Change = msgspec.UNSET
+    principal_active_jobs: Change = msgspec.UNSET
     running_jobs: Change = msgspec.UNSET
     serving_workers: Change = msgspec.UNSET
     members: Change = msgspec.UNSET
