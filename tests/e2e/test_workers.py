@@ -18,6 +18,7 @@ from modelkeep import Client
 from modelkeep.errors import AuthenticationError, ForbiddenError, NotFoundError
 from modelkeep_platform.app import settings as settings_file
 from services.house import GRAPH, WEIGHTS, Installation, ServerProcess, Tenant, bare, free_port, join, wait_until
+from services.places import PLACES, held_at_once, holding, nearly_all
 from services.processes import alive, children
 from services.rates import SECONDS, check_rate
 
@@ -128,6 +129,37 @@ def test_a_rate_is_shared_by_both(twins: Twins) -> None:
     counts = [after - earlier for after, earlier in zip(twins.served(), before, strict=True)]
     # Refusals are counted, too: whichever server a connection went to, it was asked all the time.
     assert min(counts) > SECONDS, counts
+
+
+@pytest.mark.parametrize("limit", ["concurrent_requests", "principal_concurrent_requests"])
+def test_places_at_once_are_shared_by_both(twins: Twins, limit: str) -> None:
+    developer, port = twins.acme.clients["developer"], int(twins.made.url.rpartition(":")[2])
+    before = twins.served()
+    with twins.made.operator() as operator:
+        operator.tenants.set_limits("acme", {limit: PLACES})
+        try:
+            for _ in range(2):
+                held = held_at_once(developer, [port], each=3 * PLACES)
+                assert nearly_all(held), held
+                time.sleep(1.5)  # what was needed a moment ago is kept half a second, or a whole one
+        finally:
+            operator.tenants.set_limits("acme", {limit: None})
+    assert all(after > earlier for after, earlier in zip(twins.served(), before, strict=True)), "one did nothing"
+
+
+def test_places_of_one_that_is_killed_are_free_for_the_other(twins: Twins) -> None:
+    developer, port = twins.acme.clients["developer"], int(twins.made.url.rpartition(":")[2])
+    with twins.made.operator() as operator:
+        operator.tenants.set_limits("acme", {"concurrent_requests": PLACES})
+        try:
+            before = twins.heartbeats()
+            with holding(developer, [port], each=3 * PLACES) as held:
+                assert nearly_all(held), held
+                os.kill(twins.pids()[0], signal.SIGKILL)
+            wait_until(lambda: nearly_all(held_at_once(developer, [port], each=3 * PLACES)), "its places", timeout_s=30)
+            wait_until(lambda: len(twins.pids()) == 2 and twins.heartbeats() - before, "another in its place")
+        finally:
+            operator.tenants.set_limits("acme", {"concurrent_requests": None})
 
 
 def test_one_that_is_killed_is_named_until_it_is_forgotten_and_started_again(twins: Twins) -> None:

@@ -260,6 +260,11 @@ class World:
         objects = {path.relative_to(root).parts[1] for path in root.rglob("*") if path.is_file()}
         return objects - {row[0] for row in self.sql("SELECT object_id FROM wrapped_deks")}
 
+    def bytes_of(self, object_id: str, version: int) -> list[Path]:
+        """Return the files of one version."""
+        root = self.made.data / "blobs"
+        return [path for path in root.glob(f"*/{object_id}/{version}/**/*") if path.is_file()]
+
 
 @dataclass(slots=True, kw_only=True)
 class Death:

@@ -5,6 +5,7 @@ import pytest
 import modelkeep
 from faults.harness import LOG, World, sweep
 from modelkeep import Client, ClientCredentials
+from modelkeep._core import safetensors
 from modelkeep.errors import APIError, AuthenticationError, ModelkeepError, NotFoundError
 from services.house import GRAPH, PASSWORD, PRIVATE, ROWS, SCHEMA, WEIGHTS, wait_until
 
@@ -56,6 +57,36 @@ def test_a_deleted_model_is_gone_or_whole_and_its_bytes_do_not_stay(world: World
         if known(world.app, f"gone{death.n}"):
             assert not death.answered, death
             assert world.app.models.download(f"gone{death.n}").weights == WEIGHTS
+
+
+def test_a_deleted_version_is_gone_or_whole_and_the_others_stay(world: World) -> None:
+    other = safetensors.write(
+        {"w": [[5.0, 6.0], [7.0, 8.0]], "b": [1.5, -1.5]}, dtypes={"w": "float32", "b": "float32"}
+    )
+    world.app.models.upload("versions", graph=GRAPH, weights=WEIGHTS)
+    model_id = world.app.models.get("versions").id
+    number: dict[int, int] = {}
+
+    def prepare(n: int) -> None:
+        number[n] = world.app.models.upload("versions", graph=GRAPH, weights=other).version
+        world.app.models.set_alias("versions", f"a{n}", version=number[n])
+
+    def act(n: int) -> None:
+        world.once.models.delete("versions", version=number[n])
+
+    for death in sweep(world, act, prepare=prepare):
+        gone = number[death.n]
+        there = gone in [one.version for one in world.app.models.versions("versions")]
+        assert not (there and death.answered), death
+        # An alias goes with its version, in the same transaction.
+        assert (f"a{death.n}" in world.app.models.get("versions").aliases) == there, death
+        if there:
+            assert world.app.models.download("versions", gone).weights == other
+        else:
+            with pytest.raises(NotFoundError):
+                world.app.models.download("versions", gone)
+            wait_until(lambda gone=gone: not world.bytes_of(model_id, gone), "its bytes to go")
+        assert world.app.models.download("versions", 1).weights == WEIGHTS
 
 
 def test_a_deleted_dataset_is_gone_or_whole(world: World) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from modelkeep.auth import ClientCredentials, DeviceCode, DevicePrompt, StaticToken
     from modelkeep.client import AsyncClient, Client
     from modelkeep.enrolment import enrol
-    from modelkeep.errors import APIError, AuditError, ModelkeepError
+    from modelkeep.errors import APIError, AuditError, ModelkeepError, UnacknowledgedWarning
 
 __all__ = [
     "APIError",
@@ -29,6 +29,7 @@ __all__ = [
     "DevicePrompt",
     "ModelkeepError",
     "StaticToken",
+    "UnacknowledgedWarning",
     "__version__",
     "enrol",
     "errors",
@@ -45,6 +46,7 @@ _HOMES: Final = {
     "DevicePrompt": "modelkeep.auth",
     "ModelkeepError": "modelkeep.errors",
     "StaticToken": "modelkeep.auth",
+    "UnacknowledgedWarning": "modelkeep.errors",
     "enrol": "modelkeep.enrolment",
 }
 _MODULES: Final = frozenset({"auth", "errors", "torch", "types"})

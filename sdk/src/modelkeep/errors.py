@@ -1,4 +1,4 @@
-"""Everything the SDK raises, by whose fault it is.
+"""Everything the SDK raises, by whose fault it is, and the one warning it gives.
 
     ModelkeepError
     ├── ConfigurationError          an argument, setting or file on this machine
@@ -25,6 +25,8 @@
         ├── InvalidRequestError     400, 405, 413, 415, 422: the request itself is wrong
         ├── RateLimitedError        429: `retry_after_s`
         └── ServerError             5xx, 408: the platform could not; try again later
+
+`UnacknowledgedWarning` is no error: the change it speaks of has happened.
 
 Texts that came from a server are stripped of control characters, so that a traceback cannot steer a terminal.
 """
@@ -54,6 +56,26 @@ def printable(text: str, *, limit: int = _MAX_TEXT) -> str:
         if character in "\n\t" or unicodedata.category(character) not in _UNSAFE
     )
     return clean if len(clean) <= limit else clean[: limit - 1] + "…"
+
+
+class UnacknowledgedWarning(UserWarning):
+    """A change has happened, but some server processes had not seen it when the call returned.
+
+    Each of them refuses every call until it has seen the change, or is dead: nothing is decided by the old state.
+
+    Attributes:
+        processes: their names.
+        request_id: the server's name of the call; the audit log and the operator know it.
+    """
+
+    def __init__(self, processes: Sequence[str], *, request_id: str = "") -> None:
+        self.processes = tuple(printable(name, limit=80) for name in processes)
+        self.request_id = printable(request_id, limit=80)
+        text = (
+            f"the change holds, but had not reached {', '.join(self.processes)} when the call returned; these server "
+            "processes refuse every call until they have seen it"
+        )
+        super().__init__(f"{text} (request {self.request_id})" if self.request_id else text)
 
 
 class ModelkeepError(Exception):

@@ -1,5 +1,7 @@
 """Errors on the terminal: status 1, one line with the stable code, the next step, and the request id."""
 
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -107,6 +109,36 @@ def test_every_error_of_the_sdk_is_explained(kind: type[errors.ModelkeepError]) 
     lines = explained(error).splitlines()
     assert lines[0] == f"error ({error.code}): it is so[2J"
     assert all(line.startswith("  ") for line in lines[1:])
+
+
+def unacknowledged(names: bytes) -> Callable[[httpx.Request, httpx.Response], httpx.Response]:
+    def name(request: httpx.Request, answer: httpx.Response) -> httpx.Response:
+        named = [(b"x-modelkeep-unacknowledged", names)] if request.method == "DELETE" else []
+        headers = [*answer.headers.raw, *named]
+        return httpx.Response(answer.status_code, headers=headers, content=answer.content)
+
+    return name
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["table", "json"])
+def test_servers_that_have_not_seen_a_change_are_named_on_standard_error(
+    terminal: Terminal, platform: FakePlatform, options: list[str]
+) -> None:
+    platform.after.append(unacknowledged("p-one,p\x1b[2J\x9b\u202etwo".encode()))
+    done = terminal.run("grants", "revoke", "g-1", *options)
+    (warned,) = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
+    assert "had not reached p-one, p[2Jtwo when the call returned" in warned
+    assert "warning" not in done.stdout
+    assert "\x1b" not in done.output
+
+
+def test_other_warnings_are_shown_as_python_does(terminal: Terminal, platform: FakePlatform) -> None:
+    def warn(_request: httpx.Request) -> None:
+        warnings.warn("of a library", FutureWarning, stacklevel=1)
+
+    platform.before.append(warn)
+    with pytest.warns(FutureWarning, match="of a library"):
+        terminal.run("grants", "revoke", "g-1")
 
 
 def test_an_interrupt_is_no_traceback(terminal: Terminal, platform: FakePlatform) -> None:

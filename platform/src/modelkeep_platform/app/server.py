@@ -1,7 +1,7 @@
 """Runs the server: checks where it may listen, starts every part, serves, stops in order.
 
-On SIGTERM no new connection is taken, running requests and predictions finish (10 s at most), jobs are ended as
-interrupted with what they ran charged, what the log still holds is written, and the heartbeat goes.
+On SIGTERM no new connection is taken, running requests and predictions finish (10 s at most), jobs keep a checkpoint
+and wait again with what they ran charged, what the log still holds is written, and the heartbeat goes.
 """
 
 import gc

@@ -12,6 +12,7 @@ from modelkeep._core.answers import error_of, is_success, json_of
 from modelkeep._core.decode import decode, fields_of
 from modelkeep._core.flows import MAX_ANSWER_BYTES, Flow, Repeat, Request, Response, Sink
 from modelkeep._core.site import Auth, Site
+from modelkeep._core.unacknowledged import warn_unacknowledged
 from modelkeep._core.urls import path
 from modelkeep.errors import ConfigurationError, ProtocolError
 
@@ -46,7 +47,7 @@ class Session:
         keyed: bool = True,
         repeat: Repeat = Repeat.SAFE,
     ) -> Flow[Response]:
-        """Send one call and return its successful answer.
+        """Send one call and return its successful answer; warn if server processes have not seen what it changed.
 
         Args:
             method: the HTTP method.
@@ -82,6 +83,7 @@ class Session:
             repeat=repeat,
         )
         response = yield from self._authenticated(request)
+        warn_unacknowledged(response)
         if not is_success(response):
             raise error_of(response)
         return response

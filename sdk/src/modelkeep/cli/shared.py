@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import click
 
@@ -41,7 +43,7 @@ class Command(click.Command):
 
 
 class Group(click.Group):
-    """A group whose commands show the SDK's errors as one line, and end with status 1."""
+    """A group whose commands show the SDK's errors and warnings as lines; an error ends them with status 1."""
 
     command_class = Command
 
@@ -50,12 +52,39 @@ class Group(click.Group):
         from modelkeep.errors import ModelkeepError
 
         try:
-            return super().invoke(ctx)
+            with _warnings_shown():
+                return super().invoke(ctx)
         except ModelkeepError as exc:
             from modelkeep.cli.explaining import explained
 
             click.echo(explained(exc), err=True)
             ctx.exit(1)
+
+
+@contextmanager
+def _warnings_shown() -> Iterator[None]:
+    """Print the SDK's own warnings on standard error, a line each, every time; others as they were."""
+    from modelkeep.errors import UnacknowledgedWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UnacknowledgedWarning)
+        others = warnings.showwarning
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if issubclass(category, UnacknowledgedWarning):
+                click.echo(safe(f"warning: {message}"), err=True)
+            else:
+                others(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = show
+        yield
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
