@@ -41,6 +41,7 @@ class SealedRoom:
         self.database, self.clock, self.root = database, clock, root or FakeRootKey()
         self.entropy, self.authorizer = FakeEntropy(), FakeAuthorizer()
         self.recorder = CommittedLog(database, clock)
+        self.limits = FakeLimits()
         self.dropped: list[str] = []
         self.memory = MemoryBlobs()
         self.blobs = FaultyBlobs(self.memory)

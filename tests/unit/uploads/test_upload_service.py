@@ -21,7 +21,7 @@ from modelkeep_platform.core.errors import (
     UnprocessableError,
 )
 from modelkeep_platform.core.ids import ObjectId
-from modelkeep_platform.core.limits import MAX_UPLOAD_BYTES, UPLOAD_EXPIRY_S
+from modelkeep_platform.core.limits import MAX_UPLOAD_BYTES, UPLOAD_EXPIRY_S, TenantLimits
 from modelkeep_platform.core.refs import Kind
 from modelkeep_platform.core.sealing import Purpose
 from modelkeep_platform.storage.tables.keys import wrapped_deks
