@@ -32,7 +32,7 @@ demo: install ## two organisations share one platform, on real data, end to end
 	$(BIN)/python docs/tutorials/demo
 
 test: coverage ## every test
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(addprefix --ignore=,$(GUARANTEES_TESTS))
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 15 $(addprefix --ignore=,$(GUARANTEES_TESTS))
 
 coverage: install ## tests of core, privacy, keys, access and audit: each runs 98 % of its lines and branches
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report= $(GUARANTEES_TESTS)

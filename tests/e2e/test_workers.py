@@ -170,7 +170,8 @@ def test_one_that_is_killed_is_named_until_it_is_forgotten_and_started_again(twi
     with twins.fresh(admin) as client:
         answer = client.post("/v1/grants", json=body)
     assert answer.status_code == 201, answer.text
-    assert answer.headers["x-modelkeep-unacknowledged"] in before
+    named = set(answer.headers["x-modelkeep-unacknowledged"].split(","))
+    assert named <= before, "one that was killed by the test before may be named, too"
     wait_until(lambda: len(twins.pids()) == 2 and twins.heartbeats() - before, "another in its place")
     other = twins.globex.clients["developer"]
     assert statuses(twins, other, "/v1/models/acme~model", 8) == {200: 8}
