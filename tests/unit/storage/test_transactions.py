@@ -326,6 +326,27 @@ def test_writers_that_wait_leave_connections_for_readers(database: Database) -> 
     assert len(_everything(database)) == 64
 
 
+def test_writers_come_in_their_order_also_before_one_that_writes_without_pause(database: Database) -> None:
+    stop, waited = threading.Event(), []
+
+    def without_pause() -> None:
+        while not stop.is_set():
+            with database.platform():
+                time.sleep(0.001)
+
+    busy = threading.Thread(target=without_pause)
+    busy.start()
+    try:
+        for _ in range(20):
+            began = time.monotonic()
+            with database.platform():
+                waited.append(time.monotonic() - began)
+    finally:
+        stop.set()
+        busy.join()
+    assert sorted(waited)[10] < 0.5
+
+
 def test_a_writer_whose_turn_does_not_come_says_so(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("modelkeep_platform.storage.database._BUSY_MS", 10)
     failed: list[StorageError] = []

@@ -5,6 +5,7 @@ SQLite runs in WAL mode with `synchronous=FULL`, and every transaction that may 
 """
 
 import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -37,7 +38,7 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self._writing = threading.local()
-        self._writer = threading.Lock()
+        self._writer = _FairLock()
         self.engine = sa.create_engine(url, pool_size=8, max_overflow=24) if ":memory:" not in url else _memory(url)
         if self.engine.dialect.name == "sqlite":
             sa.event.listen(self.engine, "connect", _prepare_sqlite)
@@ -116,7 +117,7 @@ class Database:
         if read_only or self.engine.dialect.name != "sqlite":
             yield
             return
-        if not self._writer.acquire(timeout=_BUSY_MS / 1000):
+        if not self._writer.acquire(timeout_s=_BUSY_MS / 1000):
             message = "the database is busy; try again"
             raise StorageError(message, code="database_busy")
         try:
@@ -127,6 +128,44 @@ class Database:
     def close(self) -> None:
         """Close every pooled connection."""
         self.engine.dispose()
+
+
+class _FairLock:
+    """A lock that threads get in the order in which they came.
+
+    With `threading.Lock` a thread that writes again at once, as the audit log's under load, gets it again before one
+    that waits has woken, which may be the one that follows the epoch.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._taken = False
+        self._waiting: deque[threading.Lock] = deque()
+
+    def acquire(self, *, timeout_s: float) -> bool:
+        """Wait for one's turn; return whether it came."""
+        with self._lock:
+            if not self._taken:
+                self._taken = True
+                return True
+            turn = threading.Lock()
+            turn.acquire()
+            self._waiting.append(turn)
+        if turn.acquire(timeout=timeout_s):
+            return True
+        with self._lock:
+            if turn not in self._waiting:
+                return True  # it came at the last moment
+            self._waiting.remove(turn)
+            return False
+
+    def release(self) -> None:
+        """Hand it to whoever has waited longest."""
+        with self._lock:
+            if self._waiting:
+                self._waiting.popleft().release()
+            else:
+                self._taken = False
 
 
 class NestedWriteError(AssertionError):
