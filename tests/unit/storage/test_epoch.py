@@ -1,6 +1,7 @@
 """The epoch in memory follows the database, and is not used when it is too old."""
 
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -12,8 +13,10 @@ from modelkeep_platform.core.errors import UnavailableError
 from modelkeep_platform.storage import epoch as module
 from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.epoch import STALE_S, EpochWatcher
+from modelkeep_platform.storage.peers import Peers
 from modelkeep_platform.storage.tables.epoch import epoch
 from modelkeep_platform.storage.transactions import System
+from modelkeep_platform.telemetry.system import SystemClock
 
 
 @pytest.fixture
@@ -97,3 +100,18 @@ def test_the_thread_follows_and_survives_an_unreadable_database(
 
 def test_closing_what_never_started_is_no_error(watcher: EpochWatcher) -> None:
     watcher.close()
+
+
+def test_reading_goes_on_while_the_heartbeat_waits_for_its_turn_to_write(database: Database) -> None:
+    clock = SystemClock()
+    peers = Peers(database=database, clock=clock, process_id="one")
+    watcher = EpochWatcher(database=database, clock=clock, peers=peers)
+    watcher.start()
+    try:
+        with database.platform():
+            end = clock.monotonic_s() + STALE_S + 1
+            while clock.monotonic_s() < end:
+                watcher.current()
+                time.sleep(0.05)
+    finally:
+        watcher.close()

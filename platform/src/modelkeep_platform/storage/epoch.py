@@ -1,6 +1,7 @@
 """The epoch as caches see it: a number in memory that follows the database.
 
-A thread re-reads it every 200 ms, off the request path. If it could not be read for a second the watcher fails
+A thread re-reads it every 200 ms, off the request path, and another says so to the other processes: it has to write,
+and may wait for its turn while reading goes on. If it could not be read for a second the watcher fails
 closed: `current` raises. A process that changed something calls `refresh`, which reads at once and returns when every
 other live process has seen the change, or after a second: whoever has not seen it by then has failed closed, or is
 dead, and `unacknowledged` names it.
@@ -47,7 +48,10 @@ class EpochWatcher:
         self._peers = peers
         self._sleep = sleep
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="epoch", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._repeat, args=(duty,), name=name, daemon=True)
+            for name, duty in (("epoch", self._read), ("heartbeat", self._beat))
+        ]
         self._number = -1
         self._read_at = float("-inf")
         self._behind = threading.local()
@@ -56,7 +60,8 @@ class EpochWatcher:
         """Read once, then keep following."""
         self._read()
         self._beat()
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def refresh(self) -> None:
         """Read now and wait for the other processes; call it after a commit that bumped the epoch."""
@@ -110,8 +115,9 @@ class EpochWatcher:
     def close(self) -> None:
         """Stop following, and take the heartbeat away."""
         self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=5)
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(timeout=5)
         if self._peers is not None:
             self._peers.leave()
 
@@ -122,14 +128,13 @@ class EpochWatcher:
         self._read_at = started
 
     def _beat(self) -> None:
+        # INVARIANT: what is acknowledged was read before; from then on this process decides by it.
         if self._peers is not None:
             self._peers.beat(self._number)
 
-    def _follow(self) -> None:
+    def _repeat(self, duty: Callable[[], None]) -> None:
         while not self._stop.wait(INTERVAL_S):
             try:
-                # INVARIANT: what is acknowledged was read before; from then on this process decides by it.
-                self._read()
-                self._beat()
+                duty()
             except (SQLAlchemyError, StorageError):
                 continue  # `current` fails closed once the last reading is too old
