@@ -117,6 +117,9 @@ class Dying:
         self.last = ""
         self._thread = threading.current_thread()
         begin = Database.connection
+        # A slow machine must not write a beat more in one run than in the one before: each write has its number.
+        monkeypatch.setattr(heartbeat, "_EVERY_S", 1e9)
+        monkeypatch.setattr(dialogue, "_WAIT_S", 60.0)
 
         @contextmanager
         def dying(database: Database, *, read_only: bool = False) -> Iterator[Any]:
@@ -156,9 +159,6 @@ class Dying:
 def test_wherever_its_server_dies_a_job_has_succeeded_with_its_version_or_neither(
     room: TrainingRoom, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A slow machine must not write a beat more in one run than in the one before: each write has its number.
-    monkeypatch.setattr(heartbeat, "_EVERY_S", 1e9)
-    monkeypatch.setattr(dialogue, "_WAIT_S", 60.0)
     dying = Dying(room, monkeypatch)
     seen: list[tuple[str, str]] = []
     over = False
@@ -194,8 +194,6 @@ def test_wherever_its_server_dies_a_job_has_succeeded_with_its_version_or_neithe
 def test_wherever_a_server_dies_while_it_stops_a_job_goes_on_or_has_failed(
     room: TrainingRoom, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heartbeat, "_EVERY_S", 1e9)
-    monkeypatch.setattr(dialogue, "_WAIT_S", 60.0)
     dying = Dying(room, monkeypatch)
     seen: list[tuple[int, str]] = []
     over = False

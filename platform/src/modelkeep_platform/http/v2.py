@@ -47,7 +47,6 @@ _log = logging.getLogger(__name__)
 
 _CACHED: Final = 4096
 _IN_LINE_BYTES: Final = 128 * 1024
-_RECORDED: Final = "modelkeep.recorded"
 _TEMPLATES: Final = {
     "infer": (INFER, Action.MODEL_PREDICT),
     "ready": ("GET /v2/models/{name}/ready", Action.MODEL_PREDICT),
@@ -150,10 +149,9 @@ class DataPlane:
 
     def _refusal(self, error: Exception, scope: Scope) -> Response:
         # Reasons of a refusal are part of the text: the protocol has one string, and no more.
-        if not scope.get(_RECORDED, False):
-            # A caller is known only after the route was matched: what decides it is what the entry names.
-            action, route = scope.get(ACTION, Action.MODEL_PREDICT), scope.get(ROUTE, INFER)
-            error = noted(error, scope, notes=self._notes, action=action, route=route)
+        # A caller is known only after the route was matched: what decides it is what the entry names.
+        action, route = scope.get(ACTION, Action.MODEL_PREDICT), scope.get(ROUTE, INFER)
+        error = noted(error, scope, notes=self._notes, action=action, route=route)
         scope[CODE] = code_of(error)
         return protocol_error_response(error, request_id=scope["request_id"], resource_metadata=self._metadata)
 
@@ -219,7 +217,8 @@ class DataPlane:
         except Exception as exc:
             code = exc.error_code if isinstance(exc, ModelkeepError) else PlatformError.code
             self._record(caller, servable, Outcome.FAILED, code)
-            scope[_RECORDED] = True
+            if isinstance(exc, ModelkeepError):
+                exc.recorded = True
             raise
         # INVARIANT: no answer leaves before its entry is queued; a log that takes no entries stops predictions.
         self._record(caller, servable, Outcome.DONE, "")
