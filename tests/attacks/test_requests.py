@@ -19,6 +19,7 @@ import pytest
 
 from fakes.edge import GONE, STALL, Answer, call
 from modelkeep_platform.core.limits import MAX_INFER_BYTES, MAX_JSON_BYTES, MAX_PART_BYTES, MAX_POLICY_BYTES
+from modelkeep_platform.http.bodies import BODY_TIMEOUT_S
 from modelkeep_platform.http.heads import MAX_HEADERS
 from services.evidence import rows_of
 from services.house import GRAPH, House, job
@@ -152,11 +153,19 @@ def test_every_limit_holds_declared_and_chunked(target: Target, method: str, pat
 
 @pytest.mark.parametrize("path", ["/v1/policies", "/v2/models/model/infer", "/issuer/token"])
 def test_slow_bodies(target: Target, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    hurried = types.SimpleNamespace(timeout=lambda _s: asyncio.timeout(0.01))
+    waited: list[float] = []
+
+    def timeout(seconds: float) -> asyncio.Timeout:
+        waited.append(seconds)
+        return asyncio.timeout(0.01)
+
+    hurried = types.SimpleNamespace(timeout=timeout)
     monkeypatch.setattr("modelkeep_platform.http.bodies.asyncio", hurried)
     form = [("content-type", "application/x-www-form-urlencoded")] if path.startswith("/issuer") else []
     before = target.state()
     answer = target.send("POST", path, body=[b"{", STALL], headers=form)
+    assert waited == [BODY_TIMEOUT_S]
+    assert BODY_TIMEOUT_S <= 60
     assert answer.status == 408
     if form:
         assert answer.json()["error"] == "temporarily_unavailable"
@@ -282,13 +291,16 @@ def test_numbers_that_no_database_holds(target: Target, path: str, body: dict[st
 
 @pytest.mark.parametrize("path", ["/v1/whoami", "/v2/models/model", "/issuer/jwks"])
 def test_header_floods(target: Target, path: str) -> None:
-    inference = path.startswith("/v2")
+    inference, before = path.startswith("/v2"), target.state()
     many = target.send("GET", path, headers=[("x-flood", str(number)) for number in range(MAX_HEADERS + 1)])
     refused(many, 431, "headers_too_large", inference=inference)
     long = target.send("GET", path, headers=[("x-flood", "v" * 40_000)])
     refused(long, 431, "headers_too_large", inference=inference)
     query = target.send("GET", path, query=b"a" * 9000)
     refused(query, 414, "target_too_long", inference=inference)
+    # Too much to look at who asks: a stranger's, and counted as such.
+    assert [target.logged(answer) for answer in (many, long, query)] == [[], [], []]
+    assert target.state() == before
 
 
 @pytest.mark.parametrize("method", ["OPTIONS", "TRACE", "CONNECT", "PATCH", "PROPFIND", "PURGE", "get", "BREW", ""])
@@ -299,6 +311,8 @@ def test_unsupported_methods(target: Target, method: str, path: str) -> None:
     refused(answer, 405, "method_not_allowed", inference=path.startswith("/v2"))
     assert method not in answer.headers["allow"].split(", ")
     assert target.state() == before
+    # The management API routes before it asks who calls; the data plane looks at the token first.
+    assert target.logged(answer) == ([("denied", "method_not_allowed")] if path.startswith("/v2") else [])
 
 
 def exchange(house: House, request: bytes) -> tuple[int, dict[str, str], bytes]:
@@ -381,6 +395,8 @@ def test_paths(target: Target, path: str) -> None:
     assert "set-cookie" not in headers
     assert b"evil.test" not in body or "evil.test" in path
     assert target.state() == before
+    reason = "not found" if answer.code == "not_found" else answer.code
+    assert target.logged(answer) == ([] if reason == "no_such_path" else [("denied", reason)])
 
 
 @pytest.mark.parametrize(

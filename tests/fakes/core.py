@@ -72,6 +72,9 @@ class FakeEpoch:
     def current(self) -> int:
         return self.number
 
+    def last_known(self) -> int:
+        return self.number
+
     def refresh(self) -> None:
         self.number += 1
 

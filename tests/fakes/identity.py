@@ -76,6 +76,9 @@ class DatabaseEpoch:
     def current(self) -> int:
         return self._database.epoch()
 
+    def last_known(self) -> int:
+        return self._database.epoch()
+
     def refresh(self) -> None:
         self.refreshed += 1
 
@@ -153,6 +156,7 @@ class IdentityRoom:
             guesses=self.guesses,
             clock=self.clock,
             entropy=self.entropy,
+            epoch=self.epoch,
         )
 
     def new_authenticator(self) -> Authenticator:

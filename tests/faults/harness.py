@@ -306,6 +306,7 @@ def sweep(
                 raise
             continue  # a machine so busy that the epoch could not be read for a second: refused, as it should be
         if not death.point:
+            assert n > 1, "nothing died: no durable step of the victim was recognised"
             yield death
             world.check()
             # Once a sweep: it starts a worker, and that costs more than everything else.

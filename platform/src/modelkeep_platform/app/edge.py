@@ -99,7 +99,11 @@ class Edge:
             notes=ground.refusals,
         )
         pages = issuer_routes(
-            issuer=rooms.issuer, tenants=rooms.tenants, base_url=settings.base_url, entropy=ground.entropy
+            issuer=rooms.issuer,
+            tenants=rooms.tenants,
+            base_url=settings.base_url,
+            entropy=ground.entropy,
+            unacknowledged=ground.epoch.unacknowledged,
         )
         return management.app(pages)
 

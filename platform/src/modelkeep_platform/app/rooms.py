@@ -96,7 +96,7 @@ class Rooms:
             guesses=GuessLimit(database=ground.database, clock=ground.clock),
             clock=ground.clock,
             entropy=ground.entropy,
-            epoch=ground.epoch.last_known,
+            epoch=ground.epoch,
         )
         self.issuer_keys = IssuerKeys(
             database=ground.database,

@@ -110,8 +110,11 @@ class EpochSource(Protocol):
             UnavailableError: it could not be read for a second; nothing cached may be used.
         """
 
+    def last_known(self) -> int:
+        """Return it as it was last read, however long ago; for caches whose entries are only ever dropped."""
+
     def refresh(self) -> None:
-        """Read it now; call after committing a transaction that bumped it."""
+        """Read it now and wait for the other server processes; call after committing what bumped it."""
 
 
 class LimitSource(Protocol):

@@ -1,6 +1,7 @@
 """Answers: JSON, the one error envelope, the inference protocol's error, and the headers every answer carries."""
 
 import logging
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -14,6 +15,7 @@ from modelkeep_platform.telemetry.logs import fields
 _log = logging.getLogger(__name__)
 
 ALWAYS: Final = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
+UNACKNOWLEDGED: Final = "x-modelkeep-unacknowledged"
 INTERNAL: Final = PlatformError("something went wrong on the platform; the operator finds it by the request id")
 
 
@@ -38,6 +40,25 @@ def json_response(body: bytes, *, status: int, request_id: RequestId) -> Respons
     return Response(
         body, status_code=status, media_type="application/json", headers={**headers, "x-request-id": request_id}
     )
+
+
+def announced(work: Callable[[], Response], unacknowledged: Callable[[], Sequence[str]]) -> Response:
+    """Do `work`; its answer names the server processes that had not seen what this thread changed.
+
+    The change holds; those processes refuse everything until they have seen it.
+
+    Args:
+        work: answers the call.
+        unacknowledged: names those processes, once; asked also when `work` raises, or the thread's next call would
+            name them.
+    """
+    try:
+        response = work()
+    finally:
+        behind = unacknowledged()
+    if behind:
+        response.headers[UNACKNOWLEDGED] = ",".join(behind)
+    return response
 
 
 def error_response(error: BaseException, *, request_id: RequestId, resource_metadata: str) -> Response:

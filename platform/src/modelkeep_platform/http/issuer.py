@@ -9,7 +9,7 @@ import binascii
 import hashlib
 import hmac
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Final
 from urllib.parse import parse_qsl, unquote_plus, urlsplit
@@ -22,6 +22,7 @@ from starlette.routing import BaseRoute, Route
 from modelkeep_platform.core.errors import CallerError, ModelkeepError, RateLimitedError
 from modelkeep_platform.core.ports import Entropy
 from modelkeep_platform.core.sources import subscriber
+from modelkeep_platform.http.answers import announced
 from modelkeep_platform.http.bodies import read_body
 from modelkeep_platform.http.status import status_of
 from modelkeep_platform.http.watch import CODE
@@ -50,10 +51,23 @@ _CSRF_COOKIE: Final = "modelkeep_form"
 
 
 def issuer_routes(
-    *, issuer: EmbeddedIssuer, tenants: TenantService, base_url: str, entropy: Entropy
+    *,
+    issuer: EmbeddedIssuer,
+    tenants: TenantService,
+    base_url: str,
+    entropy: Entropy,
+    unacknowledged: Callable[[], Sequence[str]] = tuple,
 ) -> list[BaseRoute]:
-    """Return the routes under `/issuer`."""
-    site = _Site(issuer, tenants, base_url, entropy)
+    """Return the routes under `/issuer`.
+
+    Args:
+        issuer: what they speak for.
+        tenants: enrols people.
+        base_url: where the platform is reached; forms are taken from there alone.
+        entropy: makes forms' secrets.
+        unacknowledged: names the server processes that had not seen this thread's change in time.
+    """
+    site = _Site(issuer, tenants, base_url, entropy, unacknowledged)
     return [
         Route("/issuer/.well-known/openid-configuration", site.discovery, methods=["GET"]),
         Route("/issuer/jwks", site.jwks, methods=["GET"]),
@@ -66,11 +80,19 @@ def issuer_routes(
 
 
 class _Site:
-    def __init__(self, issuer: EmbeddedIssuer, tenants: TenantService, base_url: str, entropy: Entropy) -> None:
+    def __init__(
+        self,
+        issuer: EmbeddedIssuer,
+        tenants: TenantService,
+        base_url: str,
+        entropy: Entropy,
+        unacknowledged: Callable[[], Sequence[str]],
+    ) -> None:
         self._issuer = issuer
         self._tenants = tenants
         self._base_url = base_url
         self._entropy = entropy
+        self._unacknowledged = unacknowledged
         self._origin = _origin(base_url)
         self._style_hash = base64.b64encode(_sha256(_STYLE.encode())).decode("ascii")
 
@@ -96,7 +118,7 @@ class _Site:
         return _json(dict(await run_in_threadpool(self._issuer.jwks)))
 
     async def token(self, request: Request) -> Response:
-        return await _oauth(request, self._token)
+        return await self._oauth(request, self._token)
 
     def _token(self, request: Request, form: dict[str, str]) -> dict[str, object]:
         grant = form.get("grant_type")
@@ -113,7 +135,7 @@ class _Site:
         return {name: value for name, value in asdict(answer).items() if value is not None}
 
     async def device_authorization(self, request: Request) -> Response:
-        return await _oauth(request, self._device_authorization)
+        return await self._oauth(request, self._device_authorization)
 
     def _device_authorization(self, request: Request, form: dict[str, str]) -> dict[str, object]:
         client_id, _ = _client(request, form)
@@ -130,7 +152,7 @@ class _Site:
             self._issuer.revoke(form.get("token", ""))
             return {}
 
-        return await _oauth(request, run)
+        return await self._oauth(request, run)
 
     async def device(self, request: Request) -> Response:
         if request.method != "POST":
@@ -197,7 +219,18 @@ class _Site:
         same_origin = request.headers.get("origin") == self._origin
         if not same_origin or not cookie or not hmac.compare_digest(cookie.encode(), form.get("csrf", "").encode()):
             return self._page("Refused", "<p>This form was not sent from its own page. Open it again.</p>", status=403)
-        return await run_in_threadpool(run, request, form)
+        return await self._in_a_thread(lambda: run(request, form))
+
+    async def _oauth(self, request: Request, run: Callable[[Request, dict[str, str]], dict[str, object]]) -> Response:
+        try:
+            form = await _form_of(request)
+            return await self._in_a_thread(lambda: _json(run(request, form)))
+        except ModelkeepError as exc:
+            request.scope[CODE] = exc.error_code
+            return _oauth_error(exc)
+
+    async def _in_a_thread(self, work: Callable[[], Response]) -> Response:
+        return await run_in_threadpool(announced, work, self._unacknowledged)
 
     def _form(
         self,
@@ -238,25 +271,16 @@ class _Site:
         return HTMLResponse(document, status_code=status, headers=headers)
 
 
-async def _oauth(request: Request, run: Callable[[Request, dict[str, str]], dict[str, object]]) -> Response:
-    try:
-        form = await _form_of(request)
-        return _json(await run_in_threadpool(run, request, form))
-    except RateLimitedError as exc:
-        request.scope[CODE] = exc.error_code
-        headers = {"retry-after": str(exc.retry_after_s)}
-        return _json({"error": "slow_down", "error_description": exc.message}, status=429, headers=headers)
-    except OAuthError as exc:
-        request.scope[CODE] = exc.error_code
-        refused: dict[str, object] = {"error": exc.error_code, "error_description": exc.message}
-        if exc.error_code != "invalid_client":
-            return _json(refused, status=400)
-        return _json(refused, status=401, headers={"www-authenticate": 'Basic realm="modelkeep"'})
-    except ModelkeepError as exc:
-        request.scope[CODE] = exc.error_code
-        code = "invalid_request" if isinstance(exc, CallerError) else "temporarily_unavailable"
-        failed: dict[str, object] = {"error": code, "error_description": exc.message}
-        return _json(failed, status=status_of(exc))
+def _oauth_error(error: ModelkeepError) -> Response:
+    """Return an error as RFC 6749 (section 5.2) writes it."""
+    said: dict[str, object] = {"error_description": error.message}
+    if isinstance(error, RateLimitedError):
+        return _json({"error": "slow_down", **said}, status=429, headers={"retry-after": str(error.retry_after_s)})
+    if isinstance(error, OAuthError):
+        headers = {"www-authenticate": 'Basic realm="modelkeep"'} if error.error_code == "invalid_client" else {}
+        return _json({"error": error.error_code, **said}, status=401 if headers else 400, headers=headers)
+    code = "invalid_request" if isinstance(error, CallerError) else "temporarily_unavailable"
+    return _json({"error": code, **said}, status=status_of(error))
 
 
 async def _form_of(request: Request) -> dict[str, str]:

@@ -21,7 +21,14 @@ from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.callers import Caller
 from modelkeep_platform.core.errors import CallerError, MalformedError, NotFoundError, UnauthenticatedError
 from modelkeep_platform.core.ids import RequestId
-from modelkeep_platform.http.answers import MethodNotAllowedError, code_of, encode, error_response, json_response
+from modelkeep_platform.http.answers import (
+    MethodNotAllowedError,
+    announced,
+    code_of,
+    encode,
+    error_response,
+    json_response,
+)
 from modelkeep_platform.http.bodies import BODY_TIMEOUT_S, read_body
 from modelkeep_platform.http.downloads import Download
 from modelkeep_platform.http.idempotency import IdempotencyStore
@@ -32,7 +39,6 @@ from modelkeep_platform.limits.rates import Standing
 from modelkeep_platform.limits.service import RequestLimitError, RequestLimits
 from modelkeep_platform.limits.service import headers as limit_headers
 
-UNACKNOWLEDGED: Final = "x-modelkeep-unacknowledged"
 """Names the server processes that had not seen a change within a second."""
 
 _REQUEST: Final = "request"
@@ -173,14 +179,7 @@ class Management:
     def _answered(
         self, endpoint: Endpoint, request: Request, caller: Caller | None, raw: bytes, request_id: RequestId
     ) -> Response:
-        try:
-            response = self._answer(endpoint, request, caller, raw, request_id)
-        finally:
-            behind = self._unacknowledged()
-        if behind:
-            # The change holds; these processes refuse everything until they have seen it.
-            response.headers[UNACKNOWLEDGED] = ",".join(behind)
-        return response
+        return announced(lambda: self._answer(endpoint, request, caller, raw, request_id), self._unacknowledged)
 
     def _answer(
         self, endpoint: Endpoint, request: Request, caller: Caller | None, raw: bytes, request_id: RequestId

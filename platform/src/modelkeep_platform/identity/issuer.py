@@ -6,7 +6,7 @@ whole family. Passwords are guessed ten times a quarter of an hour for each code
 """
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from modelkeep_platform.core.callers import PrincipalKind
 from modelkeep_platform.core.errors import CallerError, UnauthenticatedError, UnavailableError
 from modelkeep_platform.core.ids import PLATFORM, TenantId, new_object_id
-from modelkeep_platform.core.ports import Clock, Entropy
+from modelkeep_platform.core.ports import Clock, Entropy, EpochSource
 from modelkeep_platform.identity.authenticate import AUDIENCE, OPERATOR_AUDIENCE, SDK_CLIENT
 from modelkeep_platform.identity.keyring import Keyring, SecretStore
 from modelkeep_platform.identity.memberships import Membership, Memberships
@@ -80,7 +80,7 @@ class EmbeddedIssuer:
         guesses: slows guessing.
         clock: stamps tokens.
         entropy: names tokens.
-        epoch: the number that a rotation of the signing key moves.
+        epoch: moved when an access token is revoked; the signing keys are read anew with it.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class EmbeddedIssuer:
         guesses: GuessLimit,
         clock: Clock,
         entropy: Entropy,
-        epoch: Callable[[], int] = lambda: 0,
+        epoch: EpochSource,
     ) -> None:
         self._database = database
         self.issuer = issuer
@@ -103,8 +103,11 @@ class EmbeddedIssuer:
         self._guesses = guesses
         self._clock = clock
         self._entropy = entropy
+        self._epoch = epoch
         # Long enough for a token whose `iat` stands a little ahead of the clock.
-        self._keyring = Keyring(secret_store=secret_store, clock=clock, retired_s=_RETIRED_KEY_S, epoch=epoch)
+        self._keyring = Keyring(
+            secret_store=secret_store, clock=clock, retired_s=_RETIRED_KEY_S, epoch=epoch.last_known
+        )
 
     def jwks(self) -> Mapping[str, Any]:
         """Return the public keys whose tokens may still be good, newest first."""
@@ -268,7 +271,7 @@ class EmbeddedIssuer:
     def revoke(self, token: str) -> None:
         """Revoke a refresh token's family, or one access token (RFC 7009); an unknown token is no error.
 
-        A revoked access token is refused by every process once it has seen the epoch move, within 200 ms.
+        A revoked access token is refused by every server process when this returns (docs/explanation/request-flow.md).
         """
         if "." in token:
             self._revoke_access(token)
@@ -277,14 +280,6 @@ class EmbeddedIssuer:
             row = tx.first(sa.select(refresh_tokens).where(refresh_tokens.c.token_hash == token_hash(token)))
             if row is not None:
                 tx.execute(sa.delete(refresh_tokens).where(refresh_tokens.c.family == row["family"]))
-
-    def deny(self, tx: PlatformTransaction, token_id: str) -> None:
-        """Put an access token on the list of denied ones until it would be over anyway."""
-        now = self._clock.now_s()
-        over = sa.or_(denied_tokens.c.expires_at < now, denied_tokens.c.token_id == token_id)
-        tx.execute(sa.delete(denied_tokens).where(over))
-        tx.execute(sa.insert(denied_tokens).values(token_id=token_id, expires_at=now + _RETIRED_KEY_S))
-        tx.bump_epoch()
 
     def _revoke_access(self, token: str) -> None:
         for audience in (AUDIENCE, OPERATOR_AUDIENCE):
@@ -299,8 +294,19 @@ class EmbeddedIssuer:
                 )
             except UnauthenticatedError:
                 continue
-            with self._database.platform() as tx:
-                self.deny(tx, claims.token_id)
+            self._deny(claims.token_id)
+
+    def _deny(self, token_id: str) -> None:
+        """Put an access token on the list of denied ones until it would be over anyway."""
+        now = self._clock.now_s()
+        with self._database.platform() as tx:
+            if tx.first(sa.select(denied_tokens).where(denied_tokens.c.token_id == token_id)) is not None:
+                # Once is enough: a token sent again and again must not empty everybody's caches each time.
+                return
+            tx.execute(sa.delete(denied_tokens).where(denied_tokens.c.expires_at < now))
+            tx.execute(sa.insert(denied_tokens).values(token_id=token_id, expires_at=now + _RETIRED_KEY_S))
+            tx.bump_epoch()
+        self._epoch.refresh()
 
     def _spend(self, tx: PlatformTransaction, row: Row, client_id: str, successor_hash: str) -> bool:
         now = self._clock.now_s()
