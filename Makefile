@@ -8,6 +8,10 @@ STAMP := $(VENV)/.installed
 export PYTHONSAFEPATH := 1
 export PYTHONDONTWRITEBYTECODE := 1
 
+# Tests keep their files in memory where it has room for them (2 GB), and wait for no disk, nor for others to leave room.
+SCRATCH := $(shell test "$$(df --output=avail -k /dev/shm 2>/dev/null | tail -1)" -gt 8000000 2>/dev/null && echo /dev/shm)
+PYTEST := $(if $(SCRATCH),TMPDIR=$(SCRATCH) )$(BIN)/python -m pytest -n 2 --dist loadfile
+
 # Their tests run by themselves, followed line by line: that costs a third of their time, not of everybody's.
 GUARANTEES := core privacy keys access audit
 GUARANTEES_TESTS := $(addprefix tests/unit/,$(GUARANTEES)) tests/policy
@@ -32,16 +36,16 @@ demo: install ## two organisations share one platform, on real data, end to end
 	$(BIN)/python docs/tutorials/demo
 
 test: coverage ## every test
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 15 $(addprefix --ignore=,$(GUARANTEES_TESTS))
+	$(PYTEST) --durations 15 $(addprefix --ignore=,$(GUARANTEES_TESTS))
 
 coverage: install ## tests of core, privacy, keys, access and audit: each runs 98 % of its lines and branches
-	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report= $(GUARANTEES_TESTS)
+	$(PYTEST) --cov --cov-report= $(GUARANTEES_TESTS)
 	@for package in $(GUARANTEES); do \
 		$(BIN)/python -m coverage report --fail-under=98 --include="*/modelkeep_platform/$$package/*" || exit 1; \
 	done
 
 faults: install ## the tests that kill and break a real platform, at every moment and not at a sample (a quarter of an hour)
-	MODELKEEP_FAULTS=full $(BIN)/python -m pytest -n 2 --dist loadfile --timeout 7200 tests/faults
+	MODELKEEP_FAULTS=full $(PYTEST) --timeout 7200 tests/faults
 
 check: install ## style, types and floors
 	$(BIN)/ruff format --check .

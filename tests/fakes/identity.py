@@ -62,8 +62,9 @@ class FakeSecretStore:
     def get_or_create(self, name: str, make: Callable[[], bytes]) -> SecretBytes:
         return self.kept.setdefault(name, SecretBytes(make()))
 
-    def put(self, name: str, secret: SecretBytes) -> None:
-        self.kept[name] = secret
+    def change(self, name: str, change: Callable[[SecretBytes], SecretBytes]) -> SecretBytes:
+        self.kept[name] = change(self.kept[name])
+        return self.kept[name]
 
 
 class DatabaseEpoch:

@@ -235,7 +235,7 @@ class TrainingRoom(DataRoom):
             endings=self.job_endings,
         )
 
-    def dispatcher(self, runner: Runner, *, max_job_s: float = 60.0) -> Dispatcher:
+    def dispatcher(self, runner: Runner, *, max_job_s: float = 600.0) -> Dispatcher:
         """Make a dispatcher that is not started: tests call `run_one`."""
         return Dispatcher(
             parts=Parts(

@@ -1,6 +1,9 @@
 """Databases as a migration leaves them, without its cost: every table, and the rows that the platform begins with."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
 
 import sqlalchemy as sa
 
@@ -8,6 +11,8 @@ from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.schema import metadata
 from modelkeep_platform.storage.tables.epoch import epoch
 from modelkeep_platform.storage.tables.privacy import ledger_epochs
+
+Result = TypeVar("Result")
 
 
 def fresh(url: str, *, durable: bool = True, tables: Sequence[sa.Table] | None = None) -> Database:
@@ -26,3 +31,24 @@ def fresh(url: str, *, durable: bool = True, tables: Sequence[sa.Table] | None =
         connection.execute(sa.insert(epoch).values(id=1, number=1))
         connection.execute(sa.insert(ledger_epochs).values(number=1, id="led_first", began_at=0, reason="installed"))
     return database
+
+
+@contextmanager
+def writing(database: Database) -> Iterator[list[str]]:
+    """Collect every transaction that begins in order to write."""
+    begun: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        begun.extend([statement] if statement == "BEGIN IMMEDIATE" else [])
+
+    sa.event.listen(database.engine, "before_cursor_execute", note)
+    try:
+        yield begun
+    finally:
+        sa.event.remove(database.engine, "before_cursor_execute", note)
+
+
+def elsewhere(work: Callable[[], Result]) -> Result:
+    """Do `work` in a thread of its own, as another caller or process would, while this one stands where it is."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(work).result()

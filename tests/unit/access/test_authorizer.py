@@ -17,7 +17,7 @@ from modelkeep_platform.core.actions import PLATFORM_ACTIONS, Action
 from modelkeep_platform.core.callers import Caller, PrincipalKind, Role
 from modelkeep_platform.core.decisions import Attributes
 from modelkeep_platform.core.errors import ForbiddenError, NotFoundError, UnavailableError
-from modelkeep_platform.core.events import Outcome
+from modelkeep_platform.core.events import Event, Outcome
 from modelkeep_platform.core.ids import PLATFORM, ObjectId, PrincipalId, TenantId
 from modelkeep_platform.core.refs import PLATFORM_REF, Kind, ResourceRef, collection, missing
 
@@ -363,6 +363,42 @@ def test_counts_are_flushed_once_when_the_server_stops(room: AccessRoom, decisio
         (ACME, 2),
     ]
     room.authorizer.close()
+
+
+def test_counts_of_minutes_that_are_over_are_recorded_without_another_refusal(room: AccessRoom, decision: Any) -> None:
+    log = log_of(room, per_window=1)
+    for _ in range(3):
+        log.record(ANALYST, decision)
+    log.flush(unfinished=False)
+    assert len(room.recorder.events) == 1
+    room.clock.advance(60)
+    log.flush(unfinished=False)
+    assert [event.facts.get("unrecorded") for event in room.recorder.events] == [None, 2]
+
+
+def test_a_count_that_cannot_be_recorded_is_kept_and_keeps_no_other_tenants(
+    room: AccessRoom, decision: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, record = log_of(room, per_window=1), room.recorder.record
+    for caller in (ANALYST, tenant_caller(GLOBEX)):
+        for _ in range(3):
+            log.record(caller, decision)
+    room.recorder.events.clear()
+
+    def fail(tx: Any, event: Event) -> None:
+        if event.tenant == ACME:
+            raise UnavailableError("the audit log cannot take entries")
+        record(tx, event)
+
+    monkeypatch.setattr(room.recorder, "record", fail)
+    with pytest.raises(UnavailableError):
+        log.flush()
+    room.clock.advance(60)
+    with pytest.raises(UnavailableError):
+        log.record(ANALYST, decision)
+    monkeypatch.undo()
+    log.flush()
+    assert [(event.tenant, event.facts.get("unrecorded")) for event in room.recorder.events] == [(GLOBEX, 2), (ACME, 2)]
 
 
 def test_a_minute_without_excess_leaves_no_summary(room: AccessRoom, decision: Any) -> None:

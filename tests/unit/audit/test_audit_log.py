@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from fakes.audit import ORIGIN, Log, event
 from fakes.core import ACME, GLOBEX, FakeClock, operator_caller, tenant_caller
 from fakes.log import FakeSigner
+from fakes.storage import writing
 from modelkeep_platform.audit.checkpoint import Checkpoint, CheckpointError, sign, verify
 from modelkeep_platform.audit.integrator import LEASE_S
 from modelkeep_platform.audit.log import MAX_QUEUED
@@ -27,7 +28,7 @@ from modelkeep_platform.core.errors import (
 from modelkeep_platform.core.ids import PLATFORM
 from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.pages import PageRequest
-from modelkeep_platform.storage.tables.audit import audit_entries, audit_nodes
+from modelkeep_platform.storage.tables.audit import audit_entries, audit_lease, audit_nodes
 
 
 @pytest.fixture
@@ -166,6 +167,32 @@ def test_only_the_lease_holder_integrates_and_the_lease_moves_when_it_dies(log: 
     clock.advance(LEASE_S + 1)
     assert other.integrate_now() == 2
     assert log.integrator.integrate_now() == 2
+
+
+def test_a_look_that_finds_nothing_writes_nothing_until_the_lease_is_half_over(log: Log, clock: FakeClock) -> None:
+    log.record(event())
+    assert log.integrator.integrate_now() == 1
+    other = log.new_integrator()
+
+    def writes() -> list[int]:
+        found = []
+        for one in (log.integrator, other):
+            with writing(log.database) as begun:
+                one.integrate_now()
+            found.append(len(begun))
+        return found
+
+    assert writes() == [0, 0]
+    log.record(event())
+    assert writes() == [1, 0]
+    clock.advance(LEASE_S // 2)
+    assert writes() == [1, 0], "a holder that lives renews its lease"
+    clock.advance(LEASE_S // 2)
+    assert other.integrate_now() == 2
+    with log.database.platform(read_only=True) as tx:
+        lease = tx.first(sa.select(audit_lease))
+    assert lease is not None
+    assert lease["holder"] == log.integrator._holder
 
 
 def test_a_holder_that_stops_lets_go_of_the_lease(log: Log, clock: FakeClock) -> None:

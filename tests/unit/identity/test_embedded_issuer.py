@@ -364,6 +364,17 @@ def test_a_refresh_token_is_no_access_token_and_the_other_way_round(room: Identi
     assert code_of(lambda: room.issuer.refresh(answer.access_token, SDK)) == "invalid_grant"
 
 
+def test_a_revocation_waits_for_every_process_and_the_same_again_empties_no_cache(room: IdentityRoom) -> None:
+    room.enrolled()
+    token, epoch, waited = room.log_in().access_token, room.epoch.current(), room.epoch.refreshed
+    room.issuer.revoke(token)
+    assert (room.epoch.current(), room.epoch.refreshed) == (epoch + 1, waited + 1)
+    for _ in range(3):
+        room.issuer.revoke(token)
+        room.issuer.revoke(f"{token}x")
+    assert (room.epoch.current(), room.epoch.refreshed) == (epoch + 1, waited + 1)
+
+
 def test_denied_tokens_are_forgotten_once_they_would_be_over(room: IdentityRoom) -> None:
     room.enrolled()
     room.issuer.revoke(room.log_in().access_token)
@@ -377,6 +388,31 @@ def test_denied_tokens_are_forgotten_once_they_would_be_over(room: IdentityRoom)
 
 def kids(room: IdentityRoom) -> list[str]:
     return [key["kid"] for key in room.issuer.jwks()["keys"]]
+
+
+def test_keys_that_could_not_be_read_are_read_at_the_next_call(
+    room: IdentityRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = kids(room)
+    room.new_issuer().rotate_key()  # another process
+    with room.database.platform() as tx:
+        tx.bump_epoch()
+    with monkeypatch.context() as broken:
+        broken.setattr(room.store, "get_or_create", lambda *_: pytest.fail("the disk"))
+        with pytest.raises(pytest.fail.Exception):
+            kids(room)
+    assert kids(room)[1:] == before
+
+
+def test_two_processes_that_rotate_keep_both_keys(room: IdentityRoom) -> None:
+    one, other, first = room.new_issuer(), room.new_issuer(), kids(room)
+    tokens = [issuer.jwks() for issuer in (one, other)]
+    assert len(tokens) == 2
+    one.rotate_key()
+    other.rotate_key()  # it has not read what the first did
+    found = [key["kid"] for key in other.jwks()["keys"]]
+    assert found[1:] == [key["kid"] for key in one.jwks()["keys"]]
+    assert found[2:] == first
 
 
 def test_the_key_set_holds_no_private_part(room: IdentityRoom) -> None:

@@ -1,6 +1,7 @@
 """The platform's own secrets: sealed under its key, one of a name, never shown."""
 
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sqlalchemy as sa
@@ -32,18 +33,38 @@ def test_preparing_twice_makes_one_key_of_the_platforms(room: SealedRoom, kept: 
 
 def test_a_secret_comes_back_as_a_secret_and_lies_sealed(room: SealedRoom, kept: PlatformSecrets) -> None:
     assert kept.get("issuer") is None
-    kept.put("issuer", VALUE)
+    kept.get_or_create("issuer", VALUE.reveal)
     assert kept.get("issuer") == VALUE
     assert isinstance(kept.get("issuer"), SecretBytes)
     assert VALUE.reveal() not in repr(room.rows(platform_secrets)).encode()
 
 
 def test_a_later_secret_replaces_the_earlier(room: SealedRoom, kept: PlatformSecrets) -> None:
-    kept.put("issuer", VALUE)
+    kept.get_or_create("issuer", VALUE.reveal)
     room.clock.advance(10)
-    kept.put("issuer", SecretBytes(b"new"))
-    assert kept.get("issuer") == SecretBytes(b"new")
+    assert kept.change("issuer", lambda before: SecretBytes(before.reveal() + b", and new")).reveal().endswith(b"new")
+    assert kept.get("issuer") == SecretBytes(VALUE.reveal() + b", and new")
     assert [row["created_at"] for row in room.rows(platform_secrets)] == [room.clock.now_s()]
+
+
+def test_one_that_is_not_there_is_not_changed(kept: PlatformSecrets) -> None:
+    with pytest.raises(LookupError):
+        kept.change("issuer", lambda before: before)
+    assert kept.get("issuer") is None
+
+
+def test_of_two_processes_that_change_one_each_changes_what_the_other_made_of_it(room: SealedRoom) -> None:
+    one, other = (PlatformSecrets(database=room.database, sealer=room.keys, clock=room.clock) for _ in range(2))
+    one.prepare()
+    one.get_or_create("issuer", lambda: b"0")
+    with ThreadPoolExecutor(4) as threads:
+        each = [threads.submit(kept.change, "issuer", _one_more) for kept in (one, other) for _ in range(10)]
+    assert all(future.result() for future in each)
+    assert one.get("issuer") == SecretBytes(b"20")
+
+
+def _one_more(before: SecretBytes) -> SecretBytes:
+    return SecretBytes(str(int(before.reveal()) + 1).encode())
 
 
 def test_a_secret_is_made_once(kept: PlatformSecrets) -> None:
@@ -54,7 +75,7 @@ def test_a_secret_is_made_once(kept: PlatformSecrets) -> None:
 
 def test_of_two_processes_that_make_one_the_first_wins(kept: PlatformSecrets) -> None:
     def make() -> bytes:
-        kept.put("checkpoint-key", SecretBytes(b"of another process"))
+        kept.get_or_create("checkpoint-key", lambda: b"of another process")
         return b"ours"
 
     assert kept.get_or_create("checkpoint-key", make) == SecretBytes(b"of another process")
@@ -67,7 +88,7 @@ def test_one_that_vanishes_at_once_is_not_made_up(kept: PlatformSecrets, monkeyp
 
 
 def test_a_secret_moved_to_another_name_does_not_open(room: SealedRoom, kept: PlatformSecrets) -> None:
-    kept.put("issuer", VALUE)
+    kept.get_or_create("issuer", VALUE.reveal)
     with room.database.platform() as tx:
         tx.execute(sa.update(platform_secrets).values(name="checkpoint-key"))
     with pytest.raises(IntegrityError) as raised:

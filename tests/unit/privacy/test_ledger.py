@@ -21,6 +21,7 @@ from modelkeep_platform.privacy.budgets import ReservationState
 from modelkeep_platform.privacy.grid import fit_grid
 from modelkeep_platform.privacy.ledger import BudgetLedger
 from modelkeep_platform.privacy.plan import MechanismPlan, RanMechanism, calibrate
+from modelkeep_platform.privacy.statements import CHARGES_SHOWN, RESERVATION
 from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.prepared import PreparedUpdate
 from modelkeep_platform.storage.tables.privacy import privacy_budgets, privacy_reservations
@@ -89,6 +90,28 @@ def test_a_dataset_without_a_budget_is_refused(tx: TenantTransaction, ledger: Bu
     }[method]()
     assert isinstance(error, UnprocessableError)
     assert error.error_code == "no_budget"
+
+
+def test_what_held_nothing_and_took_nothing_is_not_shown(tx: TenantTransaction, ledger: BudgetLedger) -> None:
+    released = ledger.reserve(tx, DATASET, job(1), plan(0.5), fence=1)
+    ledger.release(tx, released.id, 1)
+    charged = ledger.reserve(tx, DATASET, job(2), plan(0.5), fence=1)
+    ledger.charge(tx, charged.id, 3, 1)
+    ledger.release(tx, charged.id, 1)
+    ledger.reserve(tx, DATASET, job(3), plan(0.5), fence=1)
+    assert [(line.job_id, line.steps) for line in ledger.view(tx, DATASET).charges] == [(job(2), 3), (job(3), 0)]
+
+
+def test_of_many_charges_the_newest_are_shown_oldest_first(tx: TenantTransaction, ledger: BudgetLedger) -> None:
+    held = ledger.reserve(tx, DATASET, job(0), plan(0.2), fence=1)
+    row = tx.first(RESERVATION, reservation_id=held.id)
+    assert row is not None
+    kept = {name: value for name, value in row.items() if name != "tenant_id"}
+    for number in range(1, CHARGES_SHOWN + 2):
+        again = {"reservation_id": f"res_{number}", "job_id": job(number), "created_at": row["created_at"] + number}
+        tx.insert(privacy_reservations, **{**kept, **again})
+    shown = [line.job_id for line in ledger.view(tx, DATASET).charges]
+    assert shown == [job(number) for number in range(2, CHARGES_SHOWN + 2)]
 
 
 def test_reserve_charge_commit(tx: TenantTransaction, ledger: BudgetLedger, clock: FakeClock) -> None:

@@ -15,7 +15,7 @@ from modelkeep_platform.core.decisions import Decision
 from modelkeep_platform.core.ids import PLATFORM, ObjectId, TenantId
 from modelkeep_platform.core.refs import Kind, ResourceRef
 from modelkeep_platform.storage.blobs import StorageError
-from modelkeep_platform.storage.database import Database, NestedWriteError
+from modelkeep_platform.storage.database import Database, NestedTransactionError
 from modelkeep_platform.storage.schema import metadata
 from modelkeep_platform.storage.tables.epoch import epoch
 from modelkeep_platform.storage.tables.keys import platform_secrets, wrapped_deks, wrapped_keks
@@ -261,13 +261,30 @@ def test_a_block_that_raises_leaves_nothing(database: Database) -> None:
 
 def test_a_write_inside_a_write_is_refused_and_the_thread_can_write_again(database: Database) -> None:
     with database.tenant(ACME, by=SYSTEM):
-        with pytest.raises(NestedWriteError), database.tenant(ACME, by=SYSTEM):
+        with pytest.raises(NestedTransactionError), database.tenant(ACME, by=SYSTEM):
             pytest.fail("nested")
-        with pytest.raises(NestedWriteError), database.platform():
+        with pytest.raises(NestedTransactionError), database.platform():
             pytest.fail("nested")
     with database.tenant(ACME, by=SYSTEM) as tx:
         _insert(tx, "afterwards")
     assert _everything(database) == {(ACME, "afterwards", 1)}
+
+
+def test_nothing_is_opened_inside_a_read(database: Database) -> None:
+    """Threads that hold a connection to read and wait for another could together hold all there are."""
+    with database.tenant(ACME, by=SYSTEM, read_only=True):
+        for read_only in (True, False):
+            with pytest.raises(NestedTransactionError), database.tenant(GLOBEX, by=SYSTEM, read_only=read_only):
+                pytest.fail("nested")
+    with (
+        database.platform(),
+        database.platform(read_only=True),
+        pytest.raises(NestedTransactionError),
+        database.platform(read_only=True),
+    ):
+        pytest.fail("nested")
+    with database.tenant(ACME, by=SYSTEM) as tx:
+        _insert(tx, "afterwards")
 
 
 def test_a_read_inside_a_write_sees_what_was_committed_before(filled: Database) -> None:
@@ -382,4 +399,40 @@ def test_a_database_in_memory_works_within_one_connection() -> None:
     with database.platform() as tx:
         tx.execute(sa.insert(epoch), [{"id": 1, "number": 7}])
     assert database.epoch() == 7
+    database.close()
+
+
+# --- a database that is busy ------------------------------------------------------------------------
+
+
+def test_a_write_that_another_process_keeps_waiting_is_refused_as_busy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = tuple("busy_timeout=10" if pragma.startswith("busy") else pragma for pragma in module._PRAGMAS)
+    monkeypatch.setattr(module, "_PRAGMAS", short)
+    url = f"sqlite:///{tmp_path / 'platform.db'}"
+    ours, theirs = fresh(url), Database(url)
+    with theirs.platform(), pytest.raises(StorageError) as caught, ours.platform():
+        pytest.fail("two write")
+    assert caught.value.error_code == "database_busy"
+    with ours.platform() as tx:
+        tx.bump_epoch()
+    ours.close()
+    theirs.close()
+
+
+def test_a_read_that_gets_no_connection_is_refused_as_busy_and_the_epoch_is_read_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = fresh(f"sqlite:///{tmp_path / 'platform.db'}")
+    monkeypatch.setattr(database.engine.pool, "_timeout", 0.01)
+    with ExitStack() as held:
+        for _ in range(32):
+            held.enter_context(database.engine.connect())
+        with pytest.raises(StorageError) as caught, database.platform(read_only=True):
+            pytest.fail("one more")
+        assert caught.value.error_code == "database_busy"
+        assert database.epoch() == 1
+    with database.platform(read_only=True):
+        pass
     database.close()

@@ -327,10 +327,12 @@ def _cursor(key: str) -> str:
 
 
 @pytest.mark.parametrize("key", ["²", "9" * 40, "-1", "x"])
-def test_a_forged_cursor_of_a_log_begins_at_its_first_line(room: TrainingRoom, key: str) -> None:
+def test_a_forged_cursor_of_a_log_is_malformed(room: TrainingRoom, key: str) -> None:
     job = room.training.create(ME, training_spec())
     room.dispatcher(ScriptedRunner(honest)).run_one()
-    assert len(room.training.logs(ME, job.id, PageRequest(cursor=_cursor(key))).items) == 2
+    assert len(room.training.logs(ME, job.id, PageRequest()).items) == 2
+    with pytest.raises(MalformedError):
+        room.training.logs(ME, job.id, PageRequest(cursor=_cursor(key)))
 
 
 def test_a_forged_cursor_of_the_list_is_malformed(room: TrainingRoom) -> None:

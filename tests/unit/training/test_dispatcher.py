@@ -21,9 +21,12 @@ from fakes.rooms import (
     training_spec,
     zeros,
 )
+from fakes.storage import writing
 from modelkeep_platform.core.actions import Action
+from modelkeep_platform.core.errors import IntegrityError
 from modelkeep_platform.core.ids import ObjectId
 from modelkeep_platform.core.sealing import Purpose
+from modelkeep_platform.jobs.queue import Lease
 from modelkeep_platform.storage.pages import PageRequest
 from modelkeep_platform.storage.tables.jobs import jobs
 from modelkeep_platform.training.faults import FAULTS
@@ -420,8 +423,32 @@ def test_rows_that_do_not_authenticate_train_nothing(room: TrainingRoom) -> None
     assert job.state == "failed"
 
 
-def test_with_nothing_to_do_it_says_so(room: TrainingRoom) -> None:
-    assert not room.dispatcher(ScriptedRunner(honest)).run_one()
+def test_with_nothing_to_do_it_says_so_and_waits_for_nobody_to_write(room: TrainingRoom) -> None:
+    with writing(room.database) as begun:
+        assert not room.dispatcher(ScriptedRunner(honest)).run_one()
+    assert begun == []
+
+
+def test_a_lapsed_job_that_cannot_be_ended_keeps_no_other_from_it(
+    room: TrainingRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [room.training.create(ME, training_spec(into=name)).id for name in ("first", "second")]
+    with room.database.platform() as tx:
+        for _ in ids:
+            assert room.queue.claim(tx, "a server that died", lease_s=1) is not None
+    room.clock.advance(3600)
+    other, end = room.dispatcher(ScriptedRunner(honest)), room.job_endings.end
+
+    def fails_for_the_first(lease: Lease, *rest: Any, **options: Any) -> bool:
+        if lease.job.id == ids[0]:
+            raise IntegrityError("the tenant's key does not open")
+        return end(lease, *rest, **options)
+
+    monkeypatch.setattr(room.job_endings, "end", fails_for_the_first)
+    assert [other.end_lapsed() for _ in range(2)] == [0, 1]
+    assert [room.training.get(ME, one).state for one in ids] == ["running", "failed"]
+    monkeypatch.undo()
+    assert other.end_lapsed() == 1
 
 
 def test_the_end_of_a_job_is_recorded(room: TrainingRoom) -> None:

@@ -8,7 +8,7 @@ import builtins
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 from modelkeep_platform.core.actions import GRANTABLE, Action
 from modelkeep_platform.core.callers import TenantCaller
@@ -18,6 +18,7 @@ from modelkeep_platform.core.ids import ObjectId, TenantId, new_object_id
 from modelkeep_platform.core.ports import Authorizer, Clock, Entropy, EpochSource, Recorder
 from modelkeep_platform.core.refs import Kind, ResourceRef, collection, missing
 from modelkeep_platform.storage.database import Database
+from modelkeep_platform.storage.names import TenantDirectory
 from modelkeep_platform.storage.pages import Page, PageRequest, page_of
 from modelkeep_platform.storage.tables.access import grants
 from modelkeep_platform.storage.transactions import Row
@@ -26,16 +27,6 @@ MAX_GRANTS: Final = 10_000
 """Of one tenant, ended ones included."""
 
 _LAST_S: Final = 253_402_300_799
-
-
-class TenantNames(Protocol):
-    """Translates between tenants' slugs and ids."""
-
-    def id_of(self, slug: str) -> TenantId | None:
-        """Return the id, or None when there is no such tenant."""
-
-    def slug_of(self, tenant: TenantId) -> str:
-        """Return the slug."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +67,7 @@ class GrantService:
         clock: Clock,
         entropy: Entropy,
         resolvers: Mapping[Kind, Callable[[TenantCaller, str], ResourceRef]],
-        tenants: TenantNames,
+        tenants: TenantDirectory,
     ) -> None:
         self._database = database
         self._authorizer = authorizer

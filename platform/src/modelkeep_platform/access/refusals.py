@@ -1,10 +1,11 @@
 """Records refusals, up to a quota for each tenant and minute; what is beyond it is counted, and the count recorded.
 
-The count goes into the tenant's log with the first refusal after the minute, or with `flush`. A process that is killed
-loses the counts of its last minute, no more.
+The count goes into the tenant's log with the first refusal after the minute, or with `flush`, which the server calls
+every ten minutes and when it stops. A process that is killed loses the counts since then, no more.
 """
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Final
 
 from modelkeep_platform.core.callers import Caller
@@ -12,7 +13,7 @@ from modelkeep_platform.core.decisions import Decision
 from modelkeep_platform.core.events import Event, Outcome
 from modelkeep_platform.core.ids import TenantId
 from modelkeep_platform.core.ports import Clock, Recorder
-from modelkeep_platform.core.refusals import RefusalWindows, summary
+from modelkeep_platform.core.refusals import RefusalWindow, RefusalWindows, summary
 from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.transactions import System
 
@@ -39,22 +40,32 @@ class RefusalLog:
     def record(self, caller: Caller, decision: Decision) -> None:
         """Record that `caller` was refused, or count it; commits before it returns."""
         ended, recordable = self._windows.admit(caller.tenant)
-        events = [] if ended is None else [summary(caller.tenant, ended)]
-        if recordable:
-            events.append(_refusal(caller, decision))
-        self._write(caller.tenant, events)
+        self._write(caller.tenant, ended, [_refusal(caller, decision)] if recordable else [])
 
-    def flush(self) -> None:
-        """Record every count there is; call it when the server stops."""
-        for tenant, window in self._windows.take(unfinished=True).items():
-            self._write(tenant, [summary(tenant, window)])
+    def flush(self, *, unfinished: bool = True) -> None:
+        """Record the counts of minutes that are over, with `unfinished` every count there is.
 
-    def _write(self, tenant: TenantId, events: list[Event]) -> None:
+        Raises:
+            StorageError: some could not be recorded; they are kept for the next time.
+        """
+        with ExitStack() as each:
+            for tenant, window in self._windows.take(unfinished=unfinished).items():
+                each.callback(self._write, tenant, window, [])
+
+    def _write(self, tenant: TenantId, ended: RefusalWindow | None, events: list[Event]) -> None:
+        """Record an ended minute's count and `events`; a count that could not be recorded is kept."""
+        if ended is not None:
+            events = [summary(tenant, ended), *events]
         if not events:
             return
-        with self._database.tenant(tenant, by=_SYSTEM) as tx:
-            for event in events:
-                self._recorder.record(tx, event)
+        try:
+            with self._database.tenant(tenant, by=_SYSTEM) as tx:
+                for event in events:
+                    self._recorder.record(tx, event)
+        except BaseException:
+            if ended is not None:
+                self._windows.put_back(tenant, ended)
+            raise
 
 
 def _refusal(caller: Caller, decision: Decision) -> Event:

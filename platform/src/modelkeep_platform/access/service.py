@@ -103,8 +103,12 @@ class PolicyAuthorizer:
         known = self.cached(caller, action, ref, facts)
         return known is not None or self._decide(caller, action, ref, facts)[1] is None
 
+    def record_counts(self) -> None:
+        """Record how many refusals of minutes that are over were not recorded singly; raises StorageError."""
+        self._refusals.flush(unfinished=False)
+
     def close(self) -> None:
-        """Record the counts of refusals that were not recorded singly."""
+        """Record every count of refusals that were not recorded singly; raises StorageError."""
         self._refusals.flush()
 
     def cached(self, caller: Caller, action: Action, ref: ResourceRef, attributes: Attributes) -> Decision | None:

@@ -1,8 +1,8 @@
 """What the operator's command does directly on the installation's own machine."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import sqlalchemy as sa
@@ -18,8 +18,11 @@ from modelkeep_platform.core.errors import IntegrityError
 from modelkeep_platform.core.ids import PrincipalId, RequestId, new_object_id
 from modelkeep_platform.storage.pages import PageRequest
 from modelkeep_platform.storage.tables.audit import audit_checkpoints, audit_entries
+from modelkeep_platform.storage.transactions import PlatformTransaction
 from modelkeep_platform.telemetry.system import SystemEntropy
 from modelkeep_platform.tenants.service import TenantCreated
+
+_LEAVES_AT_ONCE: Final = 5_000
 
 
 def add_tenant(data: Path, *, slug: str, name: str) -> TenantCreated:
@@ -84,24 +87,42 @@ def verify_log(data: Path) -> tuple[int, str]:
     try:
         with database.platform(read_only=True) as tx:
             newest = tx.first(sa.select(audit_checkpoints).order_by(audit_checkpoints.c.size.desc()).limit(1))
-            rows = tx.all(
-                sa.select(audit_entries.c.log_index, audit_entries.c.salt, audit_entries.c.body)
-                .where(audit_entries.c.log_index.is_not(None))
-                .order_by(audit_entries.c.log_index)
-            )
+            if newest is None:
+                raise IntegrityError("the log has no checkpoint yet; start the server once", code="log_empty")
+            checkpoint = verify(newest["note"], origin=settings.log_origin, public_key=public_key)
+            root = root_of(_leaves(tx))
+            size = tx.first(sa.select(sa.func.count(audit_entries.c.log_index).label("n")))
     finally:
         database.close()
-    if newest is None:
-        raise IntegrityError("the log has no checkpoint yet; start the server once", code="log_empty")
-    checkpoint = verify(newest["note"], origin=settings.log_origin, public_key=public_key)
-    indexes = [row["log_index"] for row in rows]
-    root = root_of([leaf_hash(leaf_data(row["salt"], row["body"])) for row in rows])
-    if indexes != list(range(checkpoint.size)) or root != checkpoint.root:
-        raise IntegrityError(
-            "the stored entries are not those that the newest checkpoint commits to: the log was changed",
-            code="log_changed",
-        )
+    if size is None or size["n"] != checkpoint.size or root != checkpoint.root:
+        raise _log_changed()
     return checkpoint.size, newest["note"]
+
+
+def _leaves(tx: PlatformTransaction) -> Iterator[bytes]:
+    """Yield the hash of every integrated entry in order, however many there are; raises where an index is missing."""
+    index = 0
+    while True:
+        rows = tx.all(
+            sa.select(audit_entries.c.log_index, audit_entries.c.salt, audit_entries.c.body)
+            .where(audit_entries.c.log_index >= index)
+            .order_by(audit_entries.c.log_index)
+            .limit(_LEAVES_AT_ONCE)
+        )
+        for row in rows:
+            if row["log_index"] != index:
+                raise _log_changed()
+            yield leaf_hash(leaf_data(row["salt"], row["body"]))
+            index += 1
+        if not rows:
+            return
+
+
+def _log_changed() -> IntegrityError:
+    return IntegrityError(
+        "the stored entries are not those that the newest checkpoint commits to: the log was changed",
+        code="log_changed",
+    )
 
 
 def _console() -> OperatorCaller:

@@ -1,6 +1,7 @@
 """What every room stands on: database, epoch, disk, keys, the log, and who decides calls."""
 
 import socket
+from contextlib import ExitStack
 from pathlib import Path
 
 from modelkeep_platform.access.service import PolicyAuthorizer
@@ -79,13 +80,10 @@ class Ground:
         self.integrator.start()
 
     def close(self) -> None:
-        """Stop it, what others depend on last."""
-        self.authorizer.close()
-        self.refusals.close()
-        self.log.close()
-        self.integrator.close()
-        self.epoch.close()
-        self.database.close()
+        """Stop it, what others depend on last; what cannot be stopped in order (a full disk) keeps no other from it."""
+        with ExitStack() as last_first:
+            for part in (self.database, self.epoch, self.integrator, self.log, self.refusals, self.authorizer):
+                last_first.callback(part.close)
 
     def _refusals_here(self, limits: TenantLimits) -> int:
         """Return this process's part of the refusals that all of them record one by one each minute."""

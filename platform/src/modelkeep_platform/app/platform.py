@@ -3,6 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
@@ -59,9 +60,9 @@ class Platform:
         self._stop.set()
         if self._housekeeper.is_alive():
             self._housekeeper.join(timeout=_TIDY_S)
-        self.rooms.dispatcher.close()
-        self.edge.requests.close()
-        self.ground.close()
+        with ExitStack() as last_first:
+            for part in (self.ground, self.edge.requests, self.rooms.dispatcher):
+                last_first.callback(part.close)
 
     def create_operator(self) -> tuple[str, str]:
         """Make the operator's client; return its id and secret, which is kept as a hash only."""
@@ -79,6 +80,7 @@ class Platform:
                 self.rooms.job_endings.clear_leftovers,
                 self._orphans.clear,
                 self._clear_half_written,
+                self.ground.authorizer.record_counts,
             ):
                 try:
                     duty()

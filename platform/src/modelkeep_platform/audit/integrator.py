@@ -72,6 +72,10 @@ class Integrator:
             IntegrityError: the stored tree is not what was signed; nothing is signed.
         """
         while True:
+            with self._database.platform(read_only=True) as tx:
+                size = Nodes(tx).size()
+                if not self._anything_to_do(tx):
+                    return size
             with self._database.platform() as tx:
                 size = Nodes(tx).size()
                 if not self._hold_lease(tx):
@@ -80,6 +84,17 @@ class Integrator:
             self._signed = signed or self._signed  # after the commit: what was rolled back was never published
             if added < GROUP:
                 return size + added
+
+    def _anything_to_do(self, tx: PlatformTransaction) -> bool:
+        """Return whether this holder has to write; most looks find nothing, and then nobody waits for it."""
+        now, lease = self._clock.now_s(), tx.first(sa.select(audit_lease))
+        if lease is None or lease["until"] < now:
+            return True
+        if lease["holder"] != self._holder:
+            return False
+        waiting = sa.select(audit_entries.c.seq).where(audit_entries.c.log_index.is_(None)).limit(1)
+        renewable = lease["until"] <= now + LEASE_S // 2
+        return renewable or tx.first(waiting) is not None or self._newest(tx) is None
 
     def _hold_lease(self, tx: PlatformTransaction) -> bool:
         now = self._clock.now_s()

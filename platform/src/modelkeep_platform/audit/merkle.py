@@ -6,7 +6,7 @@ passes for a leaf. Verification raises; it never returns a verdict that could be
 
 import hashlib
 import hmac
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from modelkeep_platform.core.errors import IntegrityError
@@ -31,9 +31,23 @@ def node_hash(left: bytes, right: bytes) -> bytes:
     return hashlib.sha256(b"\x01" + left + right).digest()
 
 
-def root_of(leaf_hashes: Sequence[bytes]) -> bytes:
-    """Return the root over `leaf_hashes`; SHA-256 of nothing when there are none."""
-    return range_root(0, len(leaf_hashes), lambda level, index: _complete(leaf_hashes, level, index))
+def root_of(leaf_hashes: Iterable[bytes]) -> bytes:
+    """Return the root over `leaf_hashes`; SHA-256 of nothing when there are none.
+
+    Takes them as they come and keeps one hash for each complete subtree: as many as the size has ones in binary.
+    """
+    complete: list[tuple[int, bytes]] = []
+    for leaf in leaf_hashes:
+        level, found = 0, leaf
+        while complete and complete[-1][0] == level:
+            level, found = level + 1, node_hash(complete.pop()[1], found)
+        complete.append((level, found))
+    if not complete:
+        return EMPTY_ROOT
+    root = complete.pop()[1]
+    while complete:
+        root = node_hash(complete.pop()[1], root)
+    return root
 
 
 def range_root(start: int, end: int, node: Callable[[int, int], bytes]) -> bytes:
@@ -179,13 +193,6 @@ def _climb(first: int, last: int, path: Sequence[bytes]) -> tuple[bytes, bytes]:
 def _split(count: int) -> int:
     """Return the largest power of two below `count`."""
     return 1 << (count - 1).bit_length() - 1
-
-
-def _complete(leaf_hashes: Sequence[bytes], level: int, index: int) -> bytes:
-    hashes = list(leaf_hashes[index << level : (index + 1) << level])
-    while len(hashes) > 1:
-        hashes = [node_hash(hashes[at], hashes[at + 1]) for at in range(0, len(hashes), 2)]
-    return hashes[0]
 
 
 def _check_hashes(hashes: Sequence[bytes]) -> None:

@@ -24,6 +24,7 @@ from modelkeep_platform.http.heads import over_limits
 from modelkeep_platform.http.refusals import CALLER, Notes
 from modelkeep_platform.http.status import REFUSALS
 from modelkeep_platform.http.watch import CODE, STATUS, Watch
+from modelkeep_platform.storage.blobs import FULL
 
 _THREADS: Final = 160
 _TOO_MANY: Final = frozenset({"rate_limited", "too_many_at_once"})
@@ -103,8 +104,7 @@ class Gateway:
             return None
         if self._has_room():
             return None
-        message = "the platform's disk is full; try again later, deleting still works"
-        return UnavailableError(message, code="disk_full")
+        return UnavailableError(FULL, code="disk_full")
 
     def _outward(self, scope: Scope, request_id: RequestId, send: Send) -> Send:
         async def complete(message: Message) -> None:

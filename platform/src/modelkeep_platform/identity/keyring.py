@@ -24,8 +24,8 @@ class SecretStore(Protocol):
     def get_or_create(self, name: str, make: Callable[[], bytes]) -> SecretBytes:
         """Return the secret, making it first when there is none; two processes agree on one."""
 
-    def put(self, name: str, secret: SecretBytes) -> None:
-        """Keep it, replacing an older one."""
+    def change(self, name: str, change: Callable[[SecretBytes], SecretBytes]) -> SecretBytes:
+        """Replace it by what `change` makes of it, with nothing in between; return what is kept now."""
 
 
 class Keyring:
@@ -51,7 +51,7 @@ class Keyring:
 
     def jwks(self) -> Mapping[str, Any]:
         """Return the public keys as a JWK set, newest first."""
-        kept = self._verifying(self._clock.now_s())
+        kept = self._verifying(self._loaded(), self._clock.now_s())
         return {"keys": [ECKey.import_key(key["jwk"]).as_dict(private=False) for key in kept]}
 
     def sign(self, claims: Mapping[str, Any]) -> str:
@@ -62,24 +62,28 @@ class Keyring:
 
     def rotate(self) -> None:
         """Sign with a new key from now on."""
-        now = self._clock.now_s()
-        with self._lock:
-            retired = [{"retired_at": now, **key} for key in self._verifying(now)]
-            keys = [_new_key(), *retired]
-            # Kept before it is used: a token is never signed with a key that a crash could lose.
-            self._secret_store.put(ISSUER_KEYS, SecretBytes(json.dumps(keys).encode()))
-            self._keys = keys
+        now, made = self._clock.now_s(), _new_key()
 
-    def _verifying(self, now: int) -> list[dict[str, Any]]:
-        return [key for key in self._loaded() if "retired_at" not in key or key["retired_at"] + self._retired_s > now]
+        def add(stored: SecretBytes) -> SecretBytes:
+            retired = [{"retired_at": now, **key} for key in self._verifying(json.loads(stored.reveal()), now)]
+            return SecretBytes(json.dumps([made, *retired]).encode())
+
+        with self._lock:
+            self._loaded()
+            # Kept before it is used: a token is never signed with a key that a crash could lose. What is stored now is
+            # what it joins: another process may have rotated, too.
+            self._keys = json.loads(self._secret_store.change(ISSUER_KEYS, add).reveal())
+
+    def _verifying(self, keys: list[dict[str, Any]], now: int) -> list[dict[str, Any]]:
+        return [key for key in keys if "retired_at" not in key or key["retired_at"] + self._retired_s > now]
 
     def _loaded(self) -> list[dict[str, Any]]:
         with self._lock:
             epoch = self._epoch()
             if not self._keys or epoch != self._read_in:
-                self._read_in = epoch
                 stored = self._secret_store.get_or_create(ISSUER_KEYS, lambda: json.dumps([_new_key()]).encode())
                 self._keys = json.loads(stored.reveal())
+                self._read_in = epoch
             return self._keys
 
 

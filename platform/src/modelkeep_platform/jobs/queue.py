@@ -166,6 +166,10 @@ class JobQueue:
             raise RuntimeError("the job just inserted is not there")
         return found
 
+    def anything_waits(self, tx: PlatformTransaction) -> bool:
+        """Return whether any tenant has a job queued."""
+        return tx.first(sa.select(jobs.c.id).where(jobs.c.state == JobState.QUEUED).limit(1)) is not None
+
     def claim(self, tx: PlatformTransaction, holder: str, *, lease_s: int) -> Lease | None:
         """Take the oldest queued job of the tenant that has fewest running and may have more; None without one."""
         counted = tx.all(
@@ -207,7 +211,7 @@ class JobQueue:
             StaleLeaseError: the lease is lost.
         """
         self._change(tx, lease, lease_until=self._clock.now_s() + lease_s)
-        row = tx.first(tx.select(jobs).where(jobs.c.id == lease.job.id))
+        row = tx.first(tx.select(jobs, jobs.c.cancel).where(jobs.c.id == lease.job.id))
         return bool(row is not None and row["cancel"])
 
     def check(self, tx: TenantTransaction, lease: Lease) -> None:

@@ -44,29 +44,32 @@ class PlatformSecrets:
             row = tx.first(sa.select(platform_secrets.c.sealed).where(platform_secrets.c.name == name))
         if row is None:
             return None
-        return SecretBytes(
-            self._sealer.open(
-                PLATFORM, _OBJECT, row["sealed"], purpose=Purpose.SIGNING_KEY, version=1, name=name, suite=Suite.SMALL
-            )
-        )
+        return self._open(name, row["sealed"])
 
-    def put(self, name: str, secret: SecretBytes) -> None:
-        """Keep `secret`, replacing an older one."""
-        sealed = self._sealer.seal(
-            PLATFORM, _OBJECT, secret.reveal(), purpose=Purpose.SIGNING_KEY, version=1, name=name, suite=Suite.SMALL
-        )
+    def change(self, name: str, change: Callable[[SecretBytes], SecretBytes]) -> SecretBytes:
+        """Replace the secret by what `change` makes of it, with nothing in between; return what is kept now.
+
+        Raises:
+            LookupError: there is none of that name.
+        """
         with self._database.platform() as tx:
-            tx.execute(sa.delete(platform_secrets).where(platform_secrets.c.name == name))
-            tx.execute(sa.insert(platform_secrets).values(name=name, sealed=sealed, created_at=self._clock.now_s()))
+            row = tx.first(sa.select(platform_secrets.c.sealed).where(platform_secrets.c.name == name))
+            if row is None:
+                raise LookupError(name)
+            changed = change(self._open(name, row["sealed"]))
+            tx.execute(
+                sa.update(platform_secrets)
+                .where(platform_secrets.c.name == name)
+                .values(sealed=self._seal(name, changed.reveal()), created_at=self._clock.now_s())
+            )
+        return changed
 
     def get_or_create(self, name: str, make: Callable[[], bytes]) -> SecretBytes:
         """Return the secret, making it first when there is none; two processes agree on one."""
         found = self.get(name)
         if found is not None:
             return found
-        sealed = self._sealer.seal(
-            PLATFORM, _OBJECT, make(), purpose=Purpose.SIGNING_KEY, version=1, name=name, suite=Suite.SMALL
-        )
+        sealed = self._seal(name, make())
         try:
             with self._database.platform() as tx:
                 tx.execute(sa.insert(platform_secrets).values(name=name, sealed=sealed, created_at=self._clock.now_s()))
@@ -76,6 +79,18 @@ class PlatformSecrets:
         if made is None:
             raise RuntimeError("a secret that was just kept is gone")
         return made
+
+    def _seal(self, name: str, secret: bytes) -> bytes:
+        return self._sealer.seal(
+            PLATFORM, _OBJECT, secret, purpose=Purpose.SIGNING_KEY, version=1, name=name, suite=Suite.SMALL
+        )
+
+    def _open(self, name: str, sealed: bytes) -> SecretBytes:
+        return SecretBytes(
+            self._sealer.open(
+                PLATFORM, _OBJECT, sealed, purpose=Purpose.SIGNING_KEY, version=1, name=name, suite=Suite.SMALL
+            )
+        )
 
 
 class Ed25519Signer(Signer):

@@ -31,6 +31,9 @@ from modelkeep_platform.uploads.endings import UploadEndings
 
 PRODUCTION: Final = "production"
 
+MAX_ALIASES: Final = 100
+"""Of one model."""
+
 
 class ModelService:
     """Shows and changes a tenant's models.
@@ -80,8 +83,9 @@ class ModelService:
     def list(self, caller: TenantCaller, page: PageRequest) -> Page[Model]:
         """Return the tenant's models in order of name."""
         decision = self._authorizer.require(caller, Action.MODEL_LIST, collection(caller.tenant, Kind.MODEL))
+        slug = self._tenants.slug_of(caller.tenant)
         with self._database.tenant(caller.tenant, by=decision, read_only=True) as tx:
-            found = self._listed(tx, page)
+            found = self._listed(tx, page, slug)
         return page_of(found, page, [model.name for model in found])
 
     def get(self, caller: TenantCaller, name: str) -> Model:
@@ -216,6 +220,7 @@ class ModelService:
 
         Raises:
             UnprocessableError: the alias is not a name, or is a number; or there is no such version.
+            ConflictError: the model has `MAX_ALIASES` already.
         """
         decision = self._require(
             caller, Action.MODEL_ALIAS, name, alias=alias, version=min(max(version, 0), MAX_VERSION)
@@ -228,6 +233,10 @@ class ModelService:
                 raise UnprocessableError(f"there is no version {version} to point at", code="no_such_version")
             where = (model_aliases.c.model_id == model_id, model_aliases.c.alias == alias)
             if not tx.change(tx.update(model_aliases).where(*where).values(version=version)):
+                if tx.count(model_aliases, model_aliases.c.model_id == model_id) >= MAX_ALIASES:
+                    raise ConflictError(
+                        f"a model has at most {MAX_ALIASES} aliases; delete one", code="too_many_aliases"
+                    )
                 tx.insert(model_aliases, model_id=model_id, alias=alias, version=version)
             self._recorder.record(
                 tx, model_event(caller, decision.action, model_id, Outcome.DONE, version=version, alias=alias)
@@ -303,24 +312,25 @@ class ModelService:
     def _named(self, caller: TenantCaller, name: str) -> ResourceRef:
         return resolve(self._database, self._tenants, caller, name, table=models, kind=Kind.MODEL)
 
-    def _listed(self, tx: TenantTransaction, page: PageRequest) -> builtins.list[Model]:
+    def _listed(self, tx: TenantTransaction, page: PageRequest, slug: str) -> builtins.list[Model]:
         """Return one model more than a page takes, passing over those without a version."""
         found: builtins.list[Model] = []
         after, more = page.after(), True
         while more and len(found) <= page.limit:
             query = tx.select(models).where(models.c.name > after).order_by(models.c.name)
             rows = tx.all(query.limit(page.limit + 1))
-            found += [model for model in (self._model(tx, row) for row in rows) if model.latest_version is not None]
+            found += [model for model in (_model(tx, row, slug) for row in rows) if model.latest_version is not None]
             more = len(rows) > page.limit
             after = rows[-1]["name"] if rows else after
         return found[: page.limit + 1]
 
     def _get(self, decision: Decision) -> Model:
+        slug = self._tenants.slug_of(decision.ref.owner)
         with self._database.tenant(decision.ref.owner, by=decision, read_only=True) as tx:
             row = tx.first(tx.select(models).where(models.c.id == decision.ref.object_id))
             if row is None:
                 raise ConflictError("the model was deleted meanwhile", code="deleted")
-            return self._model(tx, row)
+            return _model(tx, row, slug)
 
     def _pick(self, ref: ResourceRef, version: str | None) -> tuple[Row | None, str]:
         """Return the ready version that is meant, and the alias it was asked for by."""
@@ -341,14 +351,15 @@ class ModelService:
             number = newest(tx, ref.object_id)
             return None if number is None else ready(tx, ref.object_id, number), ""
 
-    def _model(self, tx: TenantTransaction, row: Row) -> Model:
-        aliases = tx.all(tx.select(model_aliases).where(model_aliases.c.model_id == row["id"]))
-        return Model(
-            id=ObjectId(row["id"]),
-            name=row["name"],
-            description=row["description"],
-            created_at=row["created_at"],
-            aliases={alias["alias"]: alias["version"] for alias in aliases},
-            latest_version=newest(tx, row["id"]),
-            owner=self._tenants.slug_of(tx.owner),
-        )
+
+def _model(tx: TenantTransaction, row: Row, owner_slug: str) -> Model:
+    aliases = tx.all(tx.select(model_aliases).where(model_aliases.c.model_id == row["id"]))
+    return Model(
+        id=ObjectId(row["id"]),
+        name=row["name"],
+        description=row["description"],
+        created_at=row["created_at"],
+        aliases={alias["alias"]: alias["version"] for alias in aliases},
+        latest_version=newest(tx, row["id"]),
+        owner=owner_slug,
+    )

@@ -74,7 +74,7 @@ class BudgetView:
         epsilon_spent: ε of everything charged, rounded up to a millionth. Budgets do not subtract: what a job may
             still get is `BudgetLedger.largest_epsilon`, which depends on its shape.
         epsilon_reserved: how much `epsilon_spent` would grow if everything reserved were charged.
-        charges: a line for each reservation, oldest first.
+        charges: a line for each reservation that holds or was charged anything, oldest first; the newest 1 000.
     """
 
     dataset_id: ObjectId

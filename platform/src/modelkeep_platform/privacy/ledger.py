@@ -55,8 +55,8 @@ from modelkeep_platform.privacy.statements import (
     LAST_SEGMENT,
     MOVE_BUDGET,
     MOVE_RESERVATION,
+    NEWEST_CHARGES,
     RESERVATION,
-    RESERVATIONS_OF_DATASET,
     RESERVATIONS_OF_JOB,
     SEGMENT,
 )
@@ -128,14 +128,14 @@ class BudgetLedger:
         grid, charged, reserved = self._state(tx, dataset_id)
         spent = grid.epsilon_units(charged)
         together = grid.epsilon_units(plus(charged, reserved))
-        rows = tx.all(RESERVATIONS_OF_DATASET, dataset_id=dataset_id)
+        rows = tx.all(NEWEST_CHARGES, dataset_id=dataset_id)
         return BudgetView(
             dataset_id=dataset_id,
             epsilon=grid.epsilon_micro / MICRO,
             delta=grid.delta,
             epsilon_spent=shown(spent),
             epsilon_reserved=shown(together - spent),
-            charges=tuple(charge_view(row) for row in rows),
+            charges=tuple(charge_view(row) for row in reversed(rows)),
         )
 
     def plan(

@@ -7,6 +7,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
+from modelkeep_platform.privacy.budgets import ReservationState
 from modelkeep_platform.storage.prepared import PreparedSelect, PreparedUpdate
 from modelkeep_platform.storage.tables.privacy import privacy_budgets, privacy_charges, privacy_reservations
 
@@ -29,11 +30,18 @@ RESERVATIONS_OF_JOB: Final = PreparedSelect(
     where=(privacy_reservations.c.job_id == sa.bindparam("job_id"),),
     order_by=(privacy_reservations.c.attempt.desc(),),
 )
-RESERVATIONS_OF_DATASET: Final = PreparedSelect(
+CHARGES_SHOWN: Final = 1_000
+NEWEST_CHARGES: Final = PreparedSelect(
     privacy_reservations,
-    where=(privacy_reservations.c.dataset_id == sa.bindparam("dataset_id"),),
-    order_by=(privacy_reservations.c.created_at, privacy_reservations.c.reservation_id),
+    where=(
+        privacy_reservations.c.dataset_id == sa.bindparam("dataset_id"),
+        # Not what ended before its first step: it holds nothing and took nothing, and costs nothing to make.
+        sa.or_(privacy_reservations.c.charged_steps > 0, privacy_reservations.c.state == ReservationState.OPEN),
+    ),
+    order_by=(privacy_reservations.c.created_at.desc(), privacy_reservations.c.reservation_id.desc()),
+    limit=CHARGES_SHOWN,
 )
+"""What holds some of a dataset's budget, or took some."""
 MOVE_RESERVATION: Final = PreparedUpdate(
     privacy_reservations,
     "charged_steps",

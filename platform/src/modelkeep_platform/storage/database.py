@@ -19,6 +19,7 @@ from modelkeep_platform.storage.blobs import FULL, StorageError
 from modelkeep_platform.storage.tables.epoch import epoch
 from modelkeep_platform.storage.transactions import PlatformTransaction, System, TenantScopeError, TenantTransaction
 
+_BUSY: Final = "the database is busy; try again"
 _BUSY_MS: Final = 30_000
 _PRAGMAS: Final = (
     "journal_mode=WAL",
@@ -37,11 +38,14 @@ class Database:
     """
 
     def __init__(self, url: str) -> None:
-        self._writing = threading.local()
+        self._open = threading.local()
         self._writer = _FairLock()
         self.engine = sa.create_engine(url, pool_size=8, max_overflow=24) if ":memory:" not in url else _memory(url)
-        if self.engine.dialect.name == "sqlite":
-            sa.event.listen(self.engine, "connect", _prepare_sqlite)
+        # Of its own: whoever follows the epoch waits for no reader, however many there are.
+        self._epochs = sa.create_engine(url, pool_size=1, max_overflow=7) if ":memory:" not in url else self.engine
+        for engine in {self.engine, self._epochs}:
+            if engine.dialect.name == "sqlite":
+                sa.event.listen(engine, "connect", _prepare_sqlite)
 
     @contextmanager
     def tenant(
@@ -57,7 +61,7 @@ class Database:
 
         Raises:
             TenantScopeError: `by` is no such right.
-            StorageError: the disk is full.
+            StorageError: the disk is full, or the database busy for half a minute.
         """
         if isinstance(by, TenantCaller | OperatorCaller):
             right = by.tenant == owner
@@ -73,24 +77,25 @@ class Database:
 
     @contextmanager
     def platform(self, *, read_only: bool = False) -> Iterator[PlatformTransaction]:
-        """Open a transaction over everything; raises StorageError when the disk is full."""
+        """Open a transaction over everything; raises StorageError as `tenant` does."""
         with self.connection(read_only=read_only) as connection:
             yield PlatformTransaction(connection)
 
     def epoch(self) -> int:
         """Return the epoch's present number."""
-        with self.engine.connect() as connection:
+        with self._epochs.connect() as connection:
             return int(connection.execute(sa.select(epoch.c.number)).scalar_one())
 
     @contextmanager
     def connection(self, *, read_only: bool = False) -> Iterator[sa.Connection]:
-        """Open a transaction without any guard, for migrations; raises StorageError when the disk is full."""
-        # INVARIANT: one write transaction a thread; an inner one would wait for the outer's lock for ever.
-        if not read_only:
-            if getattr(self._writing, "now", False):
-                message = "a write transaction was opened inside another; pass the open one on"
-                raise NestedWriteError(message)
-            self._writing.now = True
+        """Open a transaction without any guard, for migrations; raises StorageError as `tenant` does."""
+        # INVARIANT: a thread has one transaction, or one that writes and in it one that reads. A writer within a writer
+        # would wait for the outer's lock for ever; threads that read and wait to read could hold every connection.
+        kind = "read" if read_only else "write"
+        if getattr(self._open, kind, False) or (not read_only and getattr(self._open, "read", False)):
+            message = f"a {kind} transaction was opened inside another; pass the open one on"
+            raise NestedTransactionError(message)
+        setattr(self._open, kind, True)
         try:
             with self._turn(read_only=read_only), self.engine.connect() as connection, connection.begin():
                 # Not in a listener to `begin`: with one, SQLAlchemy looks for listeners at each statement.
@@ -98,12 +103,18 @@ class Database:
                     connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
                 yield connection
         except sa.exc.OperationalError as exc:
-            if _is_full(exc):
+            name = getattr(exc.orig, "sqlite_errorname", "")
+            if name == "SQLITE_FULL":
                 raise StorageError(FULL, code="disk_full") from exc
+            if name.startswith("SQLITE_BUSY"):
+                # Another process writes, for longer than `_BUSY_MS`.
+                raise StorageError(_BUSY, code="database_busy") from exc
             raise
+        except sa.exc.TimeoutError as exc:
+            # Every connection of the pool was in use for half a minute.
+            raise StorageError(_BUSY, code="database_busy") from exc
         finally:
-            if not read_only:
-                self._writing.now = False
+            setattr(self._open, kind, False)
 
     @contextmanager
     def _turn(self, *, read_only: bool) -> Iterator[None]:
@@ -118,8 +129,7 @@ class Database:
             yield
             return
         if not self._writer.acquire(timeout_s=_BUSY_MS / 1000):
-            message = "the database is busy; try again"
-            raise StorageError(message, code="database_busy")
+            raise StorageError(_BUSY, code="database_busy")
         try:
             yield
         finally:
@@ -128,6 +138,7 @@ class Database:
     def close(self) -> None:
         """Close every pooled connection."""
         self.engine.dispose()
+        self._epochs.dispose()
 
 
 class _FairLock:
@@ -168,12 +179,8 @@ class _FairLock:
                 self._taken = False
 
 
-class NestedWriteError(AssertionError):
-    """A thread opened a write transaction inside another: on SQLite that would wait for itself."""
-
-
-def _is_full(error: sa.exc.OperationalError) -> bool:
-    return getattr(error.orig, "sqlite_errorname", "") == "SQLITE_FULL"
+class NestedTransactionError(AssertionError):
+    """A thread opened a transaction inside another of its own, and could wait for itself."""
 
 
 def _memory(url: str) -> sa.Engine:

@@ -52,6 +52,7 @@ class EpochWatcher:
             threading.Thread(target=self._repeat, args=(duty,), name=name, daemon=True)
             for name, duty in (("epoch", self._read), ("heartbeat", self._beat))
         ]
+        self._lock = threading.Lock()
         self._number = -1
         self._read_at = float("-inf")
         self._behind = threading.local()
@@ -124,8 +125,10 @@ class EpochWatcher:
     def _read(self) -> None:
         started = self._clock.monotonic_s()
         number = self._database.epoch()
-        self._number = max(number, self._number)
-        self._read_at = started
+        # INVARIANT: it never goes back: what was acknowledged to others is what this process decides by.
+        with self._lock:
+            self._number = max(number, self._number)
+            self._read_at = max(started, self._read_at)
 
     def _beat(self) -> None:
         # INVARIANT: what is acknowledged was read before; from then on this process decides by it.

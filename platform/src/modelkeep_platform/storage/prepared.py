@@ -62,6 +62,7 @@ class PreparedSelect(_Prepared):
         columns: what is read; all of the table's columns when none is given.
         where: conditions that all hold, with a `sa.bindparam` for each value that the caller gives.
         order_by: in which order.
+        limit: how many at most; all when None.
 
     Raises:
         TenantScopeError: it would reach beyond the owner's rows of `table`.
@@ -75,8 +76,9 @@ class PreparedSelect(_Prepared):
         *columns: sa.ColumnElement[Any],
         where: tuple[sa.ColumnElement[bool], ...],
         order_by: tuple[sa.ColumnElement[Any], ...] = (),
+        limit: int | None = None,
     ) -> None:
-        statement = sa.select(*(columns or (table,))).select_from(table).where(*where).order_by(*order_by)
+        statement = sa.select(*(columns or (table,))).select_from(table).where(*where).order_by(*order_by).limit(limit)
         super().__init__(table, statement)
 
 

@@ -120,10 +120,22 @@ class Dispatcher:
         with self._looking:
             before, self._lapsed = self._lapsed, set(lapsed)
         again = [lease for key, lease in lapsed.items() if key in before]
-        return sum(self._parts.endings.end(lease, JobState.FAILED, _INTERRUPTED, fence_off=True) for lease in again)
+        return sum(self._end_lapsed(lease) for lease in again)
+
+    def _end_lapsed(self, lease: Lease) -> bool:
+        try:
+            return self._parts.endings.end(lease, JobState.FAILED, _INTERRUPTED, fence_off=True)
+        except Exception:  # noqa: BLE001 -- one job's edge
+            # Those behind it, of other tenants, are ended all the same.
+            _log.exception("job %s lapsed and could not be ended; it is tried again", lease.job.id)
+            return False
 
     def run_one(self) -> bool:
         """Claim and run one job; return whether there was one."""
+        with self._parts.database.platform(read_only=True) as tx:
+            # Most looks find nothing, and then nobody waits for this one to write.
+            if not self._parts.queue.anything_waits(tx):
+                return False
         with self._parts.database.platform() as tx:
             lease = self._parts.queue.claim(tx, self._holder, lease_s=LEASE_S)
         if lease is None:

@@ -10,11 +10,12 @@ Bytes go after the transaction, and no key opens them by then: what a crash leav
 """
 
 import logging
+from contextlib import ExitStack
 from typing import Final
 
 from modelkeep_platform.core.callers import TenantCaller
 from modelkeep_platform.core.events import Event, Outcome
-from modelkeep_platform.core.ids import ObjectId
+from modelkeep_platform.core.ids import ObjectId, TenantId
 from modelkeep_platform.core.ports import EpochSource, Recorder, Sealer
 from modelkeep_platform.core.refs import Kind, ResourceRef
 from modelkeep_platform.jobs.queue import Job, JobQueue, JobState, Lease, StaleLeaseError
@@ -143,33 +144,47 @@ class JobEndings:
             self._artifacts.discard(job.tenant, *dropped)
         return True
 
-    def cancel(self, tx: PlatformTransaction, job: Job, *, by: TenantCaller) -> None:
-        """End a job that waits, in `tx`; ask one that runs to end."""
+    def cancel(self, tx: PlatformTransaction, job: Job, *, by: TenantCaller) -> bool:
+        """End a job that waits, in `tx`; ask one that runs to end.
+
+        Returns:
+            Whether it ended here: call `discard` when `tx` is committed.
+        """
         own = tx.as_tenant(job.tenant)
         if not self._queue.request_cancel(own, job.id):
-            return
+            return False
         found = self._queue.find(own, job.id)
         if found is None or found.state is not JobState.CANCELLED:
-            return
+            return False
         # It ended in this very transaction: nobody had claimed it, and nobody will.
         self._release(tx, own, job.id, found.fence + 1)
         self._sealer.destroy_key(own, job.tenant, ObjectId(job.id))
         self._record(tx, job, JobState.CANCELLED, fence=found.fence, by=by)
+        return True
+
+    def discard(self, job: Job) -> None:
+        """Delete the checkpoints of a job that ended while it waited; no key opens them by now."""
+        self._artifacts.discard(job.tenant, ObjectId(job.id))
 
     def clear_leftovers(self) -> int:
         """Delete what jobs that failed or were cancelled a day ago had stored; return how many jobs'."""
         with self._database.platform(read_only=True) as tx:
             found = self._queue.leftovers(tx, older_s=LEFTOVERS_S)
-        for tenant, job_id in found:
-            with self._database.platform() as tx:
-                own = tx.as_tenant(tenant)
-                self._queue.forget_stored(own, job_id)
-                # Of a job that a restore ended, nobody has dropped what it began to make.
-                self._trained.drop(own, job_id)
-                self._sealer.destroy_key(own, tenant, ObjectId(job_id))
-                tx.bump_epoch()
-            self._artifacts.discard(tenant, ObjectId(job_id))
+        # Each by itself: one that cannot be cleared away keeps none behind it from being.
+        with ExitStack() as each:
+            for tenant, job_id in found:
+                each.callback(self._clear, tenant, job_id)
         return len(found)
+
+    def _clear(self, tenant: TenantId, job_id: str) -> None:
+        with self._database.platform() as tx:
+            own = tx.as_tenant(tenant)
+            self._queue.forget_stored(own, job_id)
+            # Of a job that a restore ended, nobody has dropped what it began to make.
+            self._trained.drop(own, job_id)
+            self._sealer.destroy_key(own, tenant, ObjectId(job_id))
+            tx.bump_epoch()
+        self._artifacts.discard(tenant, ObjectId(job_id))
 
     def _commit(self, tx: PlatformTransaction, own: TenantTransaction, lease: Lease, ran: RanMechanism | None) -> None:
         paid = _reservation(tx, own, lease.job.id)

@@ -16,7 +16,7 @@ import msgspec
 from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.callers import TenantCaller
 from modelkeep_platform.core.decisions import Decision
-from modelkeep_platform.core.errors import RateLimitedError
+from modelkeep_platform.core.errors import MalformedError, RateLimitedError
 from modelkeep_platform.core.events import Event, Facts, Outcome
 from modelkeep_platform.core.ids import ObjectId, TenantId
 from modelkeep_platform.core.ports import Authorizer, Recorder, Sealer
@@ -185,16 +185,20 @@ class TrainingService:
         """Ask for a job to end. What it ran stays charged; the rest returns when its worker is gone."""
         job = self._require(caller, Action.JOB_CANCEL, job_id)
         with self._database.platform() as tx:
-            self._endings.cancel(tx, job, by=caller)
+            ended = self._endings.cancel(tx, job, by=caller)
             self._recorder.record(tx, _event(caller, Action.JOB_CANCEL, ObjectId(job.id)))
+        if ended:
+            self._endings.discard(job)
         return self.get(caller, job_id)
 
     def logs(self, caller: TenantCaller, job_id: str, page: PageRequest) -> Page[LogLine]:
         """Return a job's log, oldest first; it holds no data."""
         job = self._require(caller, Action.JOB_READ, job_id)
         after = page.after()
+        start = int(after) if after.isascii() and after.isdigit() and len(after) < _CURSOR_CHARS else -1
+        if after and start < 0:
+            raise MalformedError("the cursor is not one that this platform gave out", code="invalid_page")
         with self._database.tenant(caller.tenant, by=caller, read_only=True) as tx:
-            start = int(after) if after.isascii() and after.isdigit() and len(after) < _CURSOR_CHARS else -1
             lines = self._queue.lines(tx, job.id, after=start, limit=page.limit + 1)
         shown = [LogLine(at=line.at, text=line.text) for line in lines]
         return page_of(shown, page, [str(line.number) for line in lines])

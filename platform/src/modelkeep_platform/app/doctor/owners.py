@@ -32,7 +32,7 @@ def permissions(data: Path, settings: Settings) -> Iterator[Finding]:
     if os.geteuid() == 0:
         yield Finding(
             level=Level.WARN,
-            what="this runs as root: the limit on a worker's processes does not hold for root",
+            what="this runs as root: a worker that was taken over could read the memory of every process",
             advice="give the server a user of its own (docs/how-to/install.md)",
         )
 
