@@ -167,6 +167,20 @@ def test_a_policy_can_keep_one_object_from_being_granted(room: AccessRoom) -> No
     assert give(room, kind="dataset", name="d", actions=["dataset:read"]).name == "d"
 
 
+def test_a_policy_can_keep_a_grant_of_one_object_from_being_revoked(room: AccessRoom) -> None:
+    kept, other = give(room), give(room, kind="dataset", name="d", actions=["dataset:read"])
+    room.put_policy(
+        ACME,
+        '@id("keep") forbid (principal, action == Modelkeep::Action::"grant:revoke", resource)'
+        ' when { context.name == "m" };',
+    )
+    with pytest.raises(ForbiddenError) as raised:
+        room.grants.revoke(ADMIN, kept.id)
+    assert raised.value.details["policies"] == ["keep"]
+    room.grants.revoke(ADMIN, other.id)
+    assert allowed(room)
+
+
 def test_a_grant_ends_at_its_second_also_for_what_was_decided_before(room: AccessRoom) -> None:
     give(room, expires_at=room.clock.now_s() + 10)
     decision = room.authorizer.require(PARTNER, Action.MODEL_PREDICT, MODEL)
