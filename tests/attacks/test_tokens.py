@@ -374,7 +374,8 @@ def test_keys_rotate_while_tokens_are_used_and_no_good_one_is_refused(house: Hou
     for _ in range(4):
         house.operator.issuer.rotate_key()
         assert who(stranger, admin).status_code == 200, "what was signed before is good until it is over"
-        wait_until(lambda before=len(good): failures or len(good) >= before + 2, "both to use a token of the new key")
+        wanted = len(good) + 2
+        wait_until(lambda wanted=wanted: failures or len(good) >= wanted, "both to use a token of the new key")
     stop.set()
     for thread in threads:
         thread.join()
