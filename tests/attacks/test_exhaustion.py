@@ -3,11 +3,13 @@
 The house has small limits. What Acme does to it here, it does with every right that it has.
 """
 
+import asyncio
 import hashlib
 import shutil
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -18,9 +20,12 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
+from fakes.serving import Processes, hangs, rows, run_with_worker, servable, together
+from modelkeep_platform.core.ids import TenantId
 from modelkeep_platform.core.limits import MIB
 from modelkeep_platform.core.refusals import SUMMARY
 from modelkeep_platform.http.connection import Connections
+from modelkeep_platform.serving.tenant_worker import MAX_QUEUED, MAX_QUEUED_GUEST, MAX_QUEUED_GUESTS, TenantWorker
 from modelkeep_platform.storage.tables.audit import audit_entries
 from modelkeep_platform.storage.tables.idempotency import idempotency
 from modelkeep_platform.storage.tables.jobs import jobs
@@ -115,6 +120,41 @@ def entries(house: House) -> int:
 def begin(http: httpx.Client, name: str, size_bytes: int) -> httpx.Response:
     body = {"graph": GRAPH, "weights_bytes": size_bytes, "weights_sha256": hashlib.sha256(b"").hexdigest()}
     return http.post(f"/v1/models/{name}/versions", json=body)
+
+
+# --- the owner's worker -----------------------------------------------------------------------------
+
+
+async def until(reached: Callable[[], bool]) -> None:
+    for _ in range(5000):
+        if reached():
+            return
+        await asyncio.sleep(0.001)
+
+
+def test_a_crowd_of_guests_does_not_keep_the_owner_from_its_own_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    processes = Processes(monkeypatch, hangs)
+    crowd = [servable(caller=TenantId(f"guest-{number}")) for number in range(5)]
+
+    async def main(worker: TenantWorker) -> None:
+        first = asyncio.create_task(together(worker, [rows(1)], timeout_s=8))
+        await until(lambda: any(frame.kind == "infer" for frame in processes.started[0].frames))
+        floods = [
+            asyncio.create_task(together(worker, [rows(1)] * MAX_QUEUED_GUEST, version=guest, timeout_s=8))
+            for guest in crowd
+        ]
+        await until(lambda: worker.waiting == MAX_QUEUED_GUESTS)
+        own = asyncio.create_task(together(worker, [rows(1)] * (MAX_QUEUED - MAX_QUEUED_GUESTS), timeout_s=8))
+        await until(lambda: worker.waiting == MAX_QUEUED)
+        worker.end()
+        answers = [answer for flood in await asyncio.gather(*floods) for answer in flood]
+        assert Counter(answer.error_code for answer in answers) == {
+            "overloaded": len(crowd) * MAX_QUEUED_GUEST - MAX_QUEUED_GUESTS,
+            "worker_stopped": MAX_QUEUED_GUESTS,
+        }
+        assert {answer.error_code for answer in [*await own, *await first]} == {"worker_stopped"}
+
+    run_with_worker(main)
 
 
 # --- storage ----------------------------------------------------------------------------------------

@@ -18,12 +18,14 @@ import pytest
 import sqlalchemy as sa
 
 from fakes.access import BY, FOREIGN, MODEL, AccessRoom, quick_database, refused
+from fakes.audit import CommittedLog
 from fakes.core import ACME, GLOBEX, FakeClock, FakeRecorder, tenant_caller
 from isolation.routes import code_of, seen
+from modelkeep_platform.access.service import OWNER_FORBIDS
 from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.callers import Caller, Role
 from modelkeep_platform.core.errors import CallerError, ForbiddenError, IntegrityError, NotFoundError, UnavailableError
-from modelkeep_platform.core.events import Outcome
+from modelkeep_platform.core.events import Event, Outcome
 from modelkeep_platform.core.limits import MAX_POLICY_BYTES
 from modelkeep_platform.core.refs import Kind, ResourceRef, collection
 from modelkeep_platform.storage.tables.access import active_policies, grants, policy_versions
@@ -125,7 +127,7 @@ def test_the_largest_texts_that_pass_are_decided_by(room: AccessRoom) -> None:
     for text in (wide, pattern, many):
         room.policies.publish(ADMIN, text)
         decision = room.authorizer.require(DEVELOPER, Action.MODEL_READ, MODEL, {"name": "b" * 64})
-        assert decision.policies == ("developer-builds",)
+        assert [side.policies for side in decision.sides] == [("developer-builds",)]
 
 
 # --- the guard ----------------------------------------------------------------------------------
@@ -160,10 +162,37 @@ def test_an_owner_forbids_what_it_granted_and_a_caller_what_it_was_granted(room:
     room.authorizer.require(PARTNER, Action.MODEL_PREDICT, MODEL)
     text = '@id("stay-home") forbid (principal, action, resource) when { context.cross_tenant };'
     room.policies.publish(ADMIN, text)
-    assert refuse(room, PARTNER, Action.MODEL_PREDICT, MODEL).details["policies"] == ["stay-home"]
+    refused = refuse(room, PARTNER, Action.MODEL_PREDICT, MODEL)
+    assert refused.details == {"action": "model:predict", "reasons": [OWNER_FORBIDS], "policies": []}
+    assert "stay-home" not in refused.message
     room.policies.publish(ADMIN, "")
     room.policies.publish(tenant_caller(GLOBEX), text)
     assert refuse(room, PARTNER, Action.MODEL_PREDICT, MODEL).details["policies"] == ["stay-home"]
+
+
+def test_neither_log_tells_what_the_other_tenants_policies_are_called(tmp_path: Path, clock: FakeClock) -> None:
+    database = quick_database(tmp_path / "log.db")
+    log = CommittedLog(database, clock)
+    room = AccessRoom(database, clock, log)  # type: ignore[arg-type]
+    room.put_grant(MODEL, GLOBEX, ["model:predict"])
+    room.put_policy(ACME, '@id("acmes-secret") permit (principal, action, resource);')
+    room.put_policy(GLOBEX, "")
+    room.put_policy(GLOBEX, '@id("globexs-secret") permit (principal, action, resource);')
+    decision = room.authorizer.require(PARTNER, Action.MODEL_PREDICT, MODEL)
+    done = Event(tenant=ACME, action=decision.action, outcome=Outcome.DONE, actor=PARTNER, ref=MODEL, decision=decision)
+    with database.tenant(ACME, by=decision) as tx:
+        log.record(tx, done)
+    room.put_policy(ACME, '@id("acmes-secret") forbid (principal, action, resource) when { context.cross_tenant };')
+    with pytest.raises(ForbiddenError):
+        room.authorizer.require(PARTNER, Action.MODEL_PREDICT, MODEL)
+    entries = log.entries("model:predict")
+    assert [(entry["tenant"], entry["outcome"], entry["policies"], entry["policy_version"]) for entry in entries] == [
+        (ACME, "done", ["grant", "acmes-secret"], 2),
+        (GLOBEX, "done", ["developer-builds", "globexs-secret"], 3),
+        (GLOBEX, "denied", [], None),
+    ]
+    assert entries[2]["facts"]["reason"] == OWNER_FORBIDS
+    database.close()
 
 
 def test_a_row_written_behind_the_services_back_gives_no_more_than_can_be_granted(room: AccessRoom) -> None:
@@ -266,7 +295,7 @@ def test_another_process_decides_by_the_old_version_until_it_sees_the_epoch_and_
     room.policies.publish(ADMIN, '@id("closed") forbid (principal, action, resource is Modelkeep::Model);')
     refuse(room, DEVELOPER, Action.MODEL_READ, MODEL)
     # Within the documented window it does not know yet ...
-    assert stale.authorizer.require(DEVELOPER, Action.MODEL_READ, MODEL).policy_version == 1
+    assert [side.policy_version for side in stale.authorizer.require(DEVELOPER, Action.MODEL_READ, MODEL).sides] == [1]
     # ... and nothing that it kept survives the moment it does.
     stale.epoch.refresh()
     with pytest.raises(ForbiddenError) as raised:
@@ -322,7 +351,8 @@ def test_a_stored_policy_that_was_changed_or_is_missing_denies_everything(room: 
         (PARTNER, Action.MODEL_PREDICT),
     ):
         error = refuse(room, caller, action, MODEL if caller is PARTNER else collection(ACME, Kind.MODEL))
-        assert error.details["reasons"] == ["a policy failed while it was evaluated"]
+        failed = "a policy failed while it was evaluated"
+        assert error.details["reasons"] == [OWNER_FORBIDS if caller is PARTNER else failed]
     # Other tenants are not touched.
     room.authorizer.require(PARTNER, Action.MODEL_READ, FOREIGN)
 

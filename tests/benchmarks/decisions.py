@@ -38,7 +38,7 @@ def measure(folder: Path) -> list[Figure]:
         return authorizer.require(caller, Action.MODEL_PREDICT, ref)
 
     def foreign() -> object:
-        authorizer._decisions.clear()
+        authorizer._decisions._entries.clear()
         return authorizer.require(caller, Action.MODEL_PREDICT, FOREIGN)
 
     def first() -> object:

@@ -18,7 +18,7 @@ from modelkeep_platform.audit.log import AuditLog
 from modelkeep_platform.audit.merkle import root_of
 from modelkeep_platform.audit.service import AuditService
 from modelkeep_platform.core.actions import Action
-from modelkeep_platform.core.decisions import Decision
+from modelkeep_platform.core.decisions import Decision, Side
 from modelkeep_platform.keys.roots.port import RootKey
 from modelkeep_platform.keys.service import KeyService
 from modelkeep_platform.storage.transactions import System
@@ -92,8 +92,7 @@ class _Room:
             action=Action.MODEL_PREDICT,
             ref=MODEL,
             caller_tenant=ACME,
-            policies=("developers-use-models",),
-            policy_version=1,
+            sides=(Side(tenant=ACME, policies=("developers-use-models",), policy_version=1),),
         )
         self._event = event(action=Action.MODEL_PREDICT, decision=decision, facts={"version": 1})
 

@@ -23,10 +23,12 @@ from modelkeep_platform.app import settings as settings_file
 from modelkeep_platform.app.platform import Platform
 from modelkeep_platform.app.server import calm_collector, server_config
 from modelkeep_platform.core.callers import Caller
+from modelkeep_platform.core.epoch_cache import EpochCache
 from modelkeep_platform.core.events import Event
 from modelkeep_platform.core.ids import RequestId
 from modelkeep_platform.core.limits import TenantLimits
 from modelkeep_platform.core.ports import Transaction
+from modelkeep_platform.http import v2
 from modelkeep_platform.limits.bucket import Rate
 from modelkeep_platform.limits.rates import Standing
 from modelkeep_platform.limits.service import RequestLimits
@@ -95,7 +97,7 @@ def variants(platform: Platform) -> dict[str, Any]:
         gateway, data_plane = copy.copy(whole), copy.copy(plane)
         for name, value in changes.items():
             setattr(gateway if name == "_watch" else data_plane, name, value)
-        data_plane._known = type(plane._known)()
+        data_plane._known = EpochCache(v2._CACHED)
         gateway._data_plane = data_plane
         return gateway
 

@@ -27,7 +27,7 @@ def measure(folder: Path) -> list[Figure]:
     keys = KeySet.import_key_set({"keys": list(room.issuer.jwks()["keys"])})
 
     def uncached() -> object:
-        authenticator._known.clear()
+        authenticator._known._entries.clear()
         return authenticator.authenticate(token, REQUEST)
 
     def signature() -> object:

@@ -104,18 +104,18 @@ class FakeAuthorizer:
         self.rule = rule or (lambda _caller, _action, _ref: True)
         self.granted: set[tuple[TenantId, Action, ObjectId]] = set()
         self.asked: list[tuple[Action, ResourceRef]] = []
+        self.names: list[tuple[Action, object]] = []
 
     def require(
         self, caller: Caller, action: Action, ref: ResourceRef, attributes: Attributes | None = None
     ) -> Decision:
         self.asked.append((action, ref))
+        self.names.append((action, (attributes or {}).get("name", "")))
         if not self._visible(caller, action, ref):
             raise NotFoundError("there is no such object, or you may not see it")
         if not self.rule(caller, action, ref):
             raise ForbiddenError("policy denies this", details={"reasons": ["test rule"]})
-        return Decision(
-            allow=True, action=action, ref=ref, caller_tenant=caller.tenant, policies=("test",), policy_version=1
-        )
+        return Decision(allow=True, action=action, ref=ref, caller_tenant=caller.tenant)
 
     def allows(self, caller: Caller, action: Action, ref: ResourceRef, attributes: Attributes | None = None) -> bool:
         return self._visible(caller, action, ref) and self.rule(caller, action, ref)

@@ -55,8 +55,6 @@ def servable(
             action=Action.MODEL_PREDICT,
             ref=ref,
             caller_tenant=caller or owner,
-            policies=(),
-            policy_version=1,
         ),
     )
 

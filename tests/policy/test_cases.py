@@ -13,6 +13,7 @@ from modelkeep_platform.access.shipped import SHIPPED
 from modelkeep_platform.access.validation import reserved_labels
 from modelkeep_platform.core.actions import GRANTABLE, PLATFORM_ACTIONS, Action
 from modelkeep_platform.core.callers import Caller, OperatorCaller, PrincipalKind, Role, TenantCaller
+from modelkeep_platform.core.decisions import Decision
 from modelkeep_platform.core.errors import CallerError
 from modelkeep_platform.core.ids import PLATFORM, ObjectId, PrincipalId, RequestId
 from modelkeep_platform.core.refs import Kind, ResourceRef
@@ -54,6 +55,17 @@ def ref_of(case: Case) -> ResourceRef:
     return ResourceRef(owner=OWNERS[resource["owner"]], kind=Kind(resource["kind"]), object_id=ObjectId("obj_1"))
 
 
+def sides(decision: Decision, ref: ResourceRef) -> tuple[list[str], list[str]]:
+    """Return the ids of the caller's side and, of another tenant's object, those of the owner's."""
+    own = decision.side(decision.caller_tenant)
+    owner = decision.side(ref.owner) if ref.owner != decision.caller_tenant else None
+    return ([] if own is None else sorted(own.policies), [] if owner is None else sorted(owner.policies))
+
+
+def expected_sides(expected: Case) -> tuple[list[str], list[str]]:
+    return expected["policies"], expected.get("owner_policies", [])
+
+
 @pytest.fixture
 def prepared(room: AccessRoom, request: pytest.FixtureRequest) -> Iterator[AccessRoom]:
     case: Case = request.param[1]
@@ -84,7 +96,7 @@ def test_a_case_is_decided_as_it_says(prepared: AccessRoom, case: Case) -> None:
     if expected["decision"] == "allow":
         decision = prepared.authorizer.require(caller, action, ref, context)
         assert (decision.allow, decision.action, decision.ref) == (True, action, ref)
-        assert sorted(decision.policies) == expected["policies"]
+        assert sides(decision, ref) == expected_sides(expected)
         assert (decision.grant_id is not None) == (ref.owner != caller.tenant)
         return
     before = len(prepared.recorder.events)
@@ -95,7 +107,7 @@ def test_a_case_is_decided_as_it_says(prepared: AccessRoom, case: Case) -> None:
     (event,) = prepared.recorder.events[before:]
     assert refused(event, caller)[0] == action
     assert event.decision is not None
-    assert sorted(event.decision.policies) == expected["policies"]
+    assert sides(event.decision, ref) == expected_sides(expected)
     assert not prepared.authorizer.allows(caller, action, ref, context)
 
 
@@ -139,7 +151,7 @@ def test_every_grantable_action_has_granted_ungranted_and_ended_cases() -> None:
 
 
 def test_every_shipped_policy_and_every_kind_determines_a_case() -> None:
-    named = {policy for _, case in CASES for policy in case["expect"]["policies"]}
+    named = {policy for _, case in CASES for ids in expected_sides(case["expect"]) for policy in ids}
     shipped = {label.strip('"') for label in reserved_labels()}
     # The tenant guard is asked behind the check in Python, so no case of the whole path shows it: see test_guard.
     assert shipped - named == {"guard-tenant"}

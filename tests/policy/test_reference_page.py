@@ -9,7 +9,7 @@ import pytest
 from modelkeep_platform.access.engine import _TYPES
 from modelkeep_platform.access.shipped import shipped
 from modelkeep_platform.access.validation import validate
-from modelkeep_platform.core.actions import GRANTABLE, Action
+from modelkeep_platform.core.actions import GRANTABLE, PLATFORM_ACTIONS, Action
 from modelkeep_platform.core.callers import Role
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,6 +58,11 @@ def test_every_attribute_of_the_schema_and_every_entity_type_is_described() -> N
     assert described == wanted
     types = " ".join(name for name, *_ in rows("entity type"))
     assert set(re.findall(r"Modelkeep::(\w+)", types)) == set(_TYPES.values())
+
+
+def test_what_the_contexts_name_is_is_said_once_for_every_action_of_tenants() -> None:
+    said = [action for actions, _ in rows("actions") for action in re.findall(r"`([^`]+)`", actions)]
+    assert sorted(said) == sorted({*Action} - PLATFORM_ACTIONS | {Action.AUDIT_READ})
 
 
 @pytest.mark.parametrize("text", EXAMPLES, ids=[re.findall(r'"([^"]+)"', text)[0] for text in EXAMPLES])

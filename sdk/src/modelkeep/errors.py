@@ -243,7 +243,7 @@ class ForbiddenError(APIError):
 
     Attributes:
         reasons: why, in the server's words.
-        policies: the ids of the policies that decided.
+        policies: the ids of the policies of your own tenant that decided; none when the owner's policies did.
     """
 
     @property
@@ -253,7 +253,7 @@ class ForbiddenError(APIError):
 
     @property
     def policies(self) -> tuple[str, ...]:
-        """Return the ids of the policies that decided."""
+        """Return the ids of the policies of your own tenant that decided; none when the owner's policies did."""
         return _texts(self.details.get("policies"))
 
 

@@ -9,13 +9,12 @@ import pytest
 
 from fakes.access import FOREIGN, INITECH, MODEL, AccessRoom, refused
 from fakes.core import ACME, GLOBEX, FakeClock, FakeRecorder, operator_caller, tenant_caller
-from modelkeep_platform.access import service
 from modelkeep_platform.access.refusals import RefusalLog
-from modelkeep_platform.access.service import NOT_FOUND
+from modelkeep_platform.access.service import NOT_FOUND, OWNER_FORBIDS
 from modelkeep_platform.access.store import ActiveGrant
 from modelkeep_platform.core.actions import PLATFORM_ACTIONS, Action
 from modelkeep_platform.core.callers import Caller, PrincipalKind, Role
-from modelkeep_platform.core.decisions import Attributes
+from modelkeep_platform.core.decisions import Attributes, Side
 from modelkeep_platform.core.errors import ForbiddenError, NotFoundError, UnavailableError
 from modelkeep_platform.core.events import Event, Outcome
 from modelkeep_platform.core.ids import PLATFORM, ObjectId, PrincipalId, TenantId
@@ -36,8 +35,8 @@ def test_an_allow_decision_says_who_what_by_which_policies_and_version(room: Acc
     decision = room.authorizer.require(DEVELOPER, Action.MODEL_READ, MODEL)
     assert decision.allow
     assert (decision.action, decision.ref, decision.caller_tenant) == (Action.MODEL_READ, MODEL, ACME)
-    assert (decision.policies, decision.policy_version, decision.reasons) == (("developer-builds",), 1, ())
-    assert decision.grant_id is None
+    assert decision.sides == (Side(tenant=ACME, policies=("developer-builds",), policy_version=1),)
+    assert (decision.reasons, decision.grant_id, decision.expires_at) == ((), None, None)
     assert room.recorder.events == []
 
 
@@ -115,27 +114,49 @@ def test_a_granted_object_without_the_verb_is_forbidden_and_says_so(room: Access
     assert (event.tenant, event.ref) == (ACME, None)
 
 
-def test_each_side_is_named_with_its_own_version(room: AccessRoom) -> None:
+def test_each_side_has_its_own_policies_and_version(room: AccessRoom) -> None:
     room.put_grant(FOREIGN, ACME, ["model:read"])
-    room.put_policy(ACME, "")
-    assert room.authorizer.require(DEVELOPER, Action.MODEL_READ, FOREIGN).policy_version == 1
-    room.put_policy(ACME, '@id("mine") forbid (principal, action, resource) when { context.cross_tenant };')
-    denied(room, DEVELOPER, Action.MODEL_READ, FOREIGN)
-    own = room.recorder.events[-1].decision
-    assert own is not None
-    assert (own.policies, own.policy_version) == (("mine",), 3)
-    room.put_policy(GLOBEX, '@id("theirs") forbid (principal, action, resource) when { context.cross_tenant };')
+    room.put_policy(ACME, '@id("mine") permit (principal, action, resource) when { context.cross_tenant };')
+    for _ in range(3):
+        room.put_policy(GLOBEX, '@id("theirs") permit (principal, action, resource) when { context.cross_tenant };')
+    decision = room.authorizer.require(DEVELOPER, Action.MODEL_READ, FOREIGN)
+    assert decision.side(ACME) == Side(tenant=ACME, policies=("developer-builds", "mine"), policy_version=2)
+    assert decision.side(GLOBEX) == Side(tenant=GLOBEX, policies=("grant", "theirs"), policy_version=4)
+    assert decision.side(INITECH) is None
+
+
+CALLERS_FORBID = '@id("mine") forbid (principal, action, resource) when { context.cross_tenant };'
+OWNERS_FORBID = '@id("theirs") forbid (principal, action, resource) when { context.cross_tenant };'
+
+
+@pytest.mark.parametrize("owners", [OWNERS_FORBID, FAILS], ids=["forbids", "fails"])
+def test_of_a_refusal_by_the_owners_policies_the_caller_learns_that_alone(room: AccessRoom, owners: str) -> None:
+    room.put_grant(FOREIGN, ACME, ["model:read"])
+    room.put_policy(GLOBEX, owners)
+    error = denied(room, DEVELOPER, Action.MODEL_READ, FOREIGN, {"version": 3})
+    assert error.message == f"`model:read` is denied: {OWNER_FORBIDS}; ask the owner"
+    assert error.details == {"action": "model:read", "reasons": [OWNER_FORBIDS], "policies": []}
+    (event,) = room.refusals()
+    assert (event.tenant, event.facts["reason"]) == (ACME, OWNER_FORBIDS)
+    assert event.decision is not None
+    assert event.decision.side(ACME) is None, "nothing of the caller's own policies refused it"
+
+
+def test_where_both_forbid_the_caller_learns_its_own_tenants_reason(room: AccessRoom) -> None:
+    room.put_grant(FOREIGN, ACME, ["model:read"])
+    room.put_policy(ACME, CALLERS_FORBID)
+    room.put_policy(GLOBEX, OWNERS_FORBID)
     error = denied(room, DEVELOPER, Action.MODEL_READ, FOREIGN)
-    assert error.details["policies"] == ["theirs"]
-    owners = room.recorder.events[-1].decision
-    assert owners is not None
-    assert (owners.policies, owners.policy_version) == (("theirs",), 2)
+    assert error.details["policies"] == ["mine"]
+    (event,) = room.refusals()
+    assert event.decision is not None
+    assert event.decision.sides == (Side(tenant=ACME, policies=("mine",), policy_version=2),)
 
 
 def test_a_grant_is_an_allow_decision_about_its_owner_and_names_itself(room: AccessRoom) -> None:
     grant_id = room.put_grant(FOREIGN, ACME, ["model:read"])
     decision = room.authorizer.require(DEVELOPER, Action.MODEL_READ, FOREIGN)
-    assert (decision.grant_id, decision.policies) == (grant_id, ("developer-builds", "grant"))
+    assert decision.grant_id == grant_id
     with room.database.tenant(GLOBEX, by=decision, read_only=True) as tx:
         assert tx.owner == GLOBEX
 
@@ -154,11 +175,8 @@ def test_a_policy_that_fails_denies_and_alerts_without_telling_the_caller(
             error = denied(room, DEVELOPER, Action.MODEL_READ, ref, {"version": 3})
     finally:
         logger.propagate = propagated
-    assert error.details == {
-        "action": "model:read",
-        "reasons": ["a policy failed while it was evaluated"],
-        "policies": [],
-    }
+    told = OWNER_FORBIDS if side == "owner" else "a policy failed while it was evaluated"
+    assert error.details == {"action": "model:read", "reasons": [told], "policies": []}
     assert "integer overflow" not in error.message
     (record,) = caplog.records
     assert record.levelno == logging.ERROR
@@ -166,7 +184,7 @@ def test_a_policy_that_fails_denies_and_alerts_without_telling_the_caller(
     assert (said["tenant"], said["action"]) == (GLOBEX if side == "owner" else ACME, "model:read")
     # The engine's words repeat the policy's text, which is its tenant's.
     assert "integer overflow" not in str(vars(record))
-    assert room.refusals()[-1].facts["reason"] == "a policy failed while it was evaluated"
+    assert room.refusals()[-1].facts["reason"] == told
 
 
 def test_a_failing_policy_hides_behind_no_other_reason(room: AccessRoom) -> None:
@@ -195,7 +213,7 @@ def test_operators_are_refused_tenants_actions_before_policy_is_asked(room: Acce
 
 def test_operators_reach_the_platform_and_nothing_missing(room: AccessRoom) -> None:
     decision = room.authorizer.require(operator_caller(), Action.TENANT_LIST, PLATFORM_REF)
-    assert (decision.policies, decision.policy_version) == (("operator-platform",), 0)
+    assert decision.sides == (Side(tenant=PLATFORM, policies=("operator-platform",), policy_version=0),)
     with pytest.raises(NotFoundError):
         room.authorizer.require(operator_caller(), Action.TENANT_SUSPEND, missing(PLATFORM, Kind.PLATFORM))
     assert room.recorder.events[-1].tenant == PLATFORM
@@ -275,12 +293,14 @@ def test_a_kept_decision_is_found_by_what_policies_see(room: AccessRoom) -> None
     assert room.authorizer.cached(again, Action.MODEL_READ, MODEL, {}) is not None
 
 
-def test_kept_decisions_are_bounded(room: AccessRoom, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "_CACHED", 2)
-    for version in range(1, 4):
+def test_kept_decisions_are_bounded_and_the_one_used_longest_ago_goes(
+    room: AccessRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room.authorizer._decisions, "_size", 2)
+    for version in (1, 2, 1, 3):
         room.authorizer.require(DEVELOPER, Action.MODEL_READ, MODEL, {"version": version})
     kept = [room.authorizer.cached(DEVELOPER, Action.MODEL_READ, MODEL, {"version": n}) is not None for n in (1, 2, 3)]
-    assert kept == [False, True, True]
+    assert kept == [True, False, True]
 
 
 def test_nothing_is_decided_while_the_epoch_cannot_be_read(room: AccessRoom) -> None:

@@ -55,7 +55,7 @@ def test_a_grant_opens_its_actions_on_its_object_for_its_grantee(room: AccessRoo
     assert not allowed(room, Action.MODEL_EXPORT)
     assert not allowed(room, Action.DATASET_READ, DATASET)
     decision = room.authorizer.require(PARTNER, Action.MODEL_PREDICT, MODEL)
-    assert (decision.grant_id, decision.policies) == (grant.id, ("developer-builds", "grant"))
+    assert (decision.grant_id, decision.expires_at) == (grant.id, None)
 
 
 def test_a_grant_is_recorded_with_its_effect(room: AccessRoom) -> None:
@@ -167,9 +167,24 @@ def test_a_policy_can_keep_one_object_from_being_granted(room: AccessRoom) -> No
     assert give(room, kind="dataset", name="d", actions=["dataset:read"]).name == "d"
 
 
+def test_a_policy_can_keep_a_grant_of_one_object_from_being_revoked(room: AccessRoom) -> None:
+    kept, other = give(room), give(room, kind="dataset", name="d", actions=["dataset:read"])
+    room.put_policy(
+        ACME,
+        '@id("keep") forbid (principal, action == Modelkeep::Action::"grant:revoke", resource)'
+        ' when { context.name == "m" };',
+    )
+    with pytest.raises(ForbiddenError) as raised:
+        room.grants.revoke(ADMIN, kept.id)
+    assert raised.value.details["policies"] == ["keep"]
+    room.grants.revoke(ADMIN, other.id)
+    assert allowed(room)
+
+
 def test_a_grant_ends_at_its_second_also_for_what_was_decided_before(room: AccessRoom) -> None:
     give(room, expires_at=room.clock.now_s() + 10)
-    room.authorizer.require(PARTNER, Action.MODEL_PREDICT, MODEL)
+    decision = room.authorizer.require(PARTNER, Action.MODEL_PREDICT, MODEL)
+    assert decision.expires_at == room.clock.now_s() + 10
     assert room.authorizer.cached(PARTNER, Action.MODEL_PREDICT, MODEL, {}) is not None
     room.clock.advance(9)
     room.epoch.refresh()

@@ -78,7 +78,7 @@ def test_a_published_policy_decides_the_next_call_of_its_tenant_alone(room: Acce
         "reasons": ["policy `no-deletes` forbids it"],
         "policies": ["no-deletes"],
     }
-    assert room.authorizer.require(ADMIN, Action.MODEL_READ, models).policy_version == 2
+    assert [side.policy_version for side in room.authorizer.require(ADMIN, Action.MODEL_READ, models).sides] == [2]
     room.authorizer.require(tenant_caller(GLOBEX), Action.MODEL_DELETE, collection(GLOBEX, Kind.MODEL))
 
 

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from fakes.audit import ORIGIN, Log, event
+from fakes.audit import MODEL, ORIGIN, Log, event
 from fakes.core import ACME, GLOBEX, FakeClock, operator_caller, tenant_caller
 from fakes.log import FakeSigner
 from fakes.storage import writing
@@ -18,6 +18,7 @@ from modelkeep_platform.audit.log import MAX_QUEUED
 from modelkeep_platform.audit.merkle import ProofError, verify_consistency, verify_inclusion
 from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.callers import Role
+from modelkeep_platform.core.decisions import Decision, Side
 from modelkeep_platform.core.errors import (
     ForbiddenError,
     IntegrityError,
@@ -80,6 +81,30 @@ def test_personal_fields_are_sealed_and_a_foreign_actor_is_named_only_in_its_own
     assert all("bob" not in json.dumps({**body, "personal": ""}) for body in bodies)
     assert log.service.entries(tenant_caller(), PageRequest()).items[0].name is None
     assert log.service.entries(tenant_caller(GLOBEX), PageRequest()).items[0].name == "bob"
+
+
+def test_each_log_names_the_policies_of_its_own_tenant_alone(log: Log) -> None:
+    decision = Decision(
+        allow=True,
+        action=Action.MODEL_PREDICT,
+        ref=MODEL,
+        caller_tenant=GLOBEX,
+        sides=(
+            Side(tenant=GLOBEX, policies=("developer-builds", "callers-own"), policy_version=7),
+            Side(tenant=ACME, policies=("grant", "owners-own"), policy_version=3),
+        ),
+        grant_id="grt_1",
+    )
+    log.record(event(actor=tenant_caller(GLOBEX), decision=decision))
+    log.record(event(actor=operator_caller(), decision=decision))
+    with log.database.platform(read_only=True) as tx:
+        bodies = [json.loads(row["body"]) for row in tx.all(sa.select(audit_entries).order_by(audit_entries.c.seq))]
+    assert [(body["tenant"], body["policies"], body["policy_version"], body["grant"]) for body in bodies] == [
+        (ACME, ["grant", "owners-own"], 3, "grt_1"),
+        (GLOBEX, ["developer-builds", "callers-own"], 7, "grt_1"),
+        (ACME, ["grant", "owners-own"], 3, "grt_1"),
+        (PLATFORM, [], None, "grt_1"),
+    ]
 
 
 def test_a_shredded_audit_key_blanks_names_and_the_log_still_verifies(log: Log) -> None:

@@ -269,6 +269,17 @@ def test_policy_is_asked_first_and_with_the_right_action(room: DataRoom) -> None
     assert room.datasets.get(ME, "cells").name == "cells"
 
 
+def test_policies_see_the_name_that_is_declared(room: DataRoom) -> None:
+    room.datasets.complete(ME, room.send(PRIVATE, ROWS).id)
+    asked = [name for action, name in room.authorizer.names if action is Action.DATASET_CREATE]
+    assert asked == ["cells", "cells"], "when it is declared, and again when its bytes are there"
+    room.authorizer.rule = all_but(Action.DATASET_CREATE)
+    for declaration, seen in (({"name": "n" * 500}, "n" * 64), ({"name": 7}, "7"), ({}, ""), ("text", "")):
+        with pytest.raises(ForbiddenError):
+            room.datasets.create(ME, declaration, 1, "0" * 64)
+        assert room.authorizer.names[-1] == (Action.DATASET_CREATE, seen)
+
+
 def test_a_bad_declaration_allocates_nothing(room: DataRoom) -> None:
     declared = copy.deepcopy(PRIVATE)
     declared["privacy"]["budget"]["epsilon"] = 1e9

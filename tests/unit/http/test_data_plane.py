@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from fakes.access import INITECH
 from fakes.core import ACME, GLOBEX, FakeClock, operator_caller, tenant_caller
 from fakes.edge import Answer, Edge
 from modelkeep_platform.core.actions import Action
@@ -24,21 +25,20 @@ BODY = json.dumps({"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32",
 GRAPH_BYTES = json.dumps(GRAPH).encode()
 
 
-def servable(owner: TenantId = ACME, *, grant: str | None = None, version: int = 3) -> ServableVersion:
+def servable(owner: TenantId = ACME, *, grant: str | None = None, expires_at: int | None = None) -> ServableVersion:
     ref = ResourceRef(owner=owner, kind=Kind.MODEL, object_id=ObjectId("mdl_1"))
     decision = Decision(
         allow=True,
         action=Action.MODEL_PREDICT,
         ref=ref,
         caller_tenant=ACME,
-        policies=("p",),
-        policy_version=1,
         grant_id=None if grant is None else ObjectId(grant),
+        expires_at=expires_at,
     )
     return ServableVersion(
         ref=ref,
         name="m",
-        version=version,
+        version=3,
         alias="",
         graph=parse(GRAPH_BYTES),
         weights_bytes=24,
@@ -60,7 +60,7 @@ class Counting(dict[str, Any]):
 def edge(database: Database, clock: FakeClock) -> Edge:
     edge = Edge(database, clock, [])
     edge.tokens.callers |= {"a": tenant_caller(ACME), "b": tenant_caller(ACME, name="bob"), "op": operator_caller()}
-    edge.versions.known = Counting(m=servable(), granted=servable(GLOBEX, grant="grt_1"))
+    edge.versions.known = Counting({"m": servable(), "globex~m": servable(GLOBEX, grant="grt_1")})
     return edge
 
 
@@ -135,11 +135,33 @@ def test_roles_are_part_of_what_is_remembered(edge: Edge) -> None:
     assert looked(edge) == 2
 
 
-def test_a_granted_version_is_decided_each_time(edge: Edge) -> None:
+def test_a_granted_version_is_looked_up_once_for_each_caller(edge: Edge) -> None:
     for _ in range(3):
-        assert infer(edge, "/v2/models/granted/infer").status == 200
-    assert looked(edge) == 3
+        assert infer(edge, "/v2/models/globex~m/infer").status == 200
+    assert looked(edge) == 1
     assert {event.tenant for event in edge.recorder.events} == {GLOBEX}
+    edge.tokens.callers["c"] = tenant_caller(INITECH)
+    infer(edge, "/v2/models/globex~m/infer", token="c")
+    assert looked(edge) == 2, "another tenant's grant is another one"
+
+
+def test_a_granted_version_is_remembered_until_its_grant_ends(edge: Edge, clock: FakeClock) -> None:
+    edge.versions.known["globex~m"] = servable(GLOBEX, grant="grt_1", expires_at=clock.now_s() + 10)
+    infer(edge, "/v2/models/globex~m/infer")
+    clock.advance(9)
+    assert infer(edge, "/v2/models/globex~m/infer").status == 200
+    assert looked(edge) == 1
+    edge.versions.known["globex~m"] = NotFoundError("there is no such object, or you may not see it")
+    clock.advance(1)
+    assert infer(edge, "/v2/models/globex~m/infer").status == 404
+    assert looked(edge) == 2
+
+
+def test_a_granted_version_is_not_remembered_past_the_epoch(edge: Edge) -> None:
+    infer(edge, "/v2/models/globex~m/infer")
+    edge.epoch.refresh()
+    edge.versions.known["globex~m"] = NotFoundError("there is no such object, or you may not see it")
+    assert infer(edge, "/v2/models/globex~m/infer").status == 404
 
 
 def test_an_operator_has_no_access_and_that_is_noted(edge: Edge) -> None:
@@ -185,8 +207,11 @@ def test_a_model_says_what_it_takes(edge: Edge) -> None:
     assert edge.call("GET", "/v2/models/m/ready", token="a").json() == {"name": "m", "ready": True}
 
 
-def test_what_is_remembered_is_bounded(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("modelkeep_platform.http.v2._CACHED", 2)
-    for version in ("1", "2", "3", "1"):
+def test_what_is_remembered_is_bounded_and_what_was_used_longest_ago_goes(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plane: Any = edge.app._data_plane
+    monkeypatch.setattr(plane._known, "_size", 2)
+    for version in ("1", "2", "1", "3", "1"):
         infer(edge, f"/v2/models/m/versions/{version}/infer")
-    assert looked(edge) == 4
+    assert looked(edge) == 3

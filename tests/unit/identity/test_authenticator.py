@@ -6,7 +6,6 @@ from fakes.identity import REQUEST, IdentityRoom
 from fakes.storage import elsewhere
 from modelkeep_platform.core.errors import UnavailableError
 from modelkeep_platform.core.ids import RequestId
-from modelkeep_platform.identity import authenticate
 
 
 def test_only_a_token_verified_in_this_epoch_is_answered_from_memory(room: IdentityRoom) -> None:
@@ -49,15 +48,20 @@ def test_the_token_itself_is_not_kept(room: IdentityRoom) -> None:
     room.enrolled()
     token = room.log_in().access_token
     room.caller(token)
-    assert token not in repr(room.authenticator._known)
+    assert token not in repr(room.authenticator._known._entries)
 
 
-def test_memory_is_bounded(room: IdentityRoom, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(authenticate, "_CACHED", 5)
+def test_memory_is_bounded_and_forgets_the_token_used_longest_ago(
+    room: IdentityRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room.authenticator._known, "_size", 5)
     admin, _ = room.enrolled()
     made = room.account(admin)
+    hot = room.app_token(made)
+    room.caller(hot)
     for _ in range(12):
         room.caller(room.app_token(made))
+        assert room.authenticator.cached(hot, REQUEST) is not None
     assert len(room.authenticator._known) == 5
 
 

@@ -87,6 +87,15 @@ def test_policy_is_asked_first_and_a_refusal_changes_nothing(room: IdentityRoom)
     assert (names(room, admin), room.epoch.current()) == (before, epoch)
 
 
+def test_policies_see_the_members_name(room: IdentityRoom) -> None:
+    admin, _ = room.enrolled()
+    member = joined(room, admin, "ben")
+    room.members.update(admin, member.id, ADMIN)
+    room.members.remove(admin, member.id)
+    asked = [asked for asked in room.authorizer.names if asked[0].startswith("member:")]
+    assert asked == [(Action.MEMBER_INVITE, "ben"), (Action.MEMBER_UPDATE, "ben"), (Action.MEMBER_REMOVE, "ben")]
+
+
 def test_another_tenants_member_an_account_and_nobody_are_the_same_nothing(room: IdentityRoom) -> None:
     admin, _ = room.enrolled("acme", "ada")
     other, others = room.enrolled("globex", "gus")

@@ -127,6 +127,18 @@ def test_policy_is_asked_first(room: IdentityRoom) -> None:
     assert room.tenant_caller(room.app_token(made)).name == "app"
 
 
+def test_policies_see_the_accounts_name(room: IdentityRoom) -> None:
+    admin, _ = room.enrolled()
+    account = room.account(admin, "app").service_account
+    room.accounts.rotate(admin, account.id)
+    room.accounts.delete(admin, account.id)
+    assert room.authorizer.names[-3:] == [
+        (Action.SERVICE_ACCOUNT_CREATE, "app"),
+        (Action.SERVICE_ACCOUNT_ROTATE, "app"),
+        (Action.SERVICE_ACCOUNT_DELETE, "app"),
+    ]
+
+
 def test_another_tenants_account_a_member_and_nothing_are_the_same_nothing(room: IdentityRoom) -> None:
     admin, enrolled = room.enrolled("acme", "ada")
     other, _ = room.enrolled("globex", "gus")

@@ -27,6 +27,7 @@ from modelkeep_platform.core.errors import (
     UnavailableError,
     UnprocessableError,
 )
+from modelkeep_platform.core.ids import TenantId
 from modelkeep_platform.models.values import ServableVersion
 from modelkeep_platform.serving import tenant_worker
 from modelkeep_platform.serving.tenant_worker import MAX_QUEUED, MAX_QUEUED_GUEST, TenantWorker
@@ -360,6 +361,56 @@ def test_a_full_queue_refuses_and_guests_leave_room_for_the_owner(monkeypatch: p
         gate.set()
         await first
         assert {tuple(values_of(answer)) for answer in [*await asyncio.gather(*guests), *await own]} == {(2,)}
+
+    run_with_worker(main)
+
+
+def test_all_guests_together_leave_half_of_the_places_to_the_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = asyncio.Event()
+    processes = Processes(monkeypatch, gated(gate))
+    monkeypatch.setattr(tenant_worker, "MAX_QUEUED_GUEST", 3)
+    monkeypatch.setattr(tenant_worker, "MAX_QUEUED_GUESTS", 5)
+    monkeypatch.setattr(tenant_worker, "MAX_QUEUED", 10)
+
+    async def main(worker: TenantWorker) -> None:
+        first = await busy(worker, processes)
+        crowd = [servable(caller=TenantId(f"guest-{number % 3}")) for number in range(9)]
+        guests = [asyncio.create_task(worker.infer(guest, rows(1), timeout_s=8)) for guest in crowd]
+        await turns(2)
+        assert worker.waiting == 5
+        own = asyncio.create_task(together(worker, [rows(1)] * 6, timeout_s=8))
+        await turns(2)
+        assert worker.waiting == 10
+        gate.set()
+        await first
+        answers = [*await asyncio.gather(*guests, return_exceptions=True), *await own]
+        refused = [answer for answer in answers if isinstance(answer, UnavailableError)]
+        assert [error.error_code for error in refused] == ["overloaded"] * 5
+        assert await worker.infer(servable(caller=GLOBEX), rows(1), timeout_s=5)
+
+    run_with_worker(main)
+
+
+def test_all_guests_together_leave_half_of_the_bytes_to_the_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = asyncio.Event()
+    processes = Processes(monkeypatch, gated(gate))
+    monkeypatch.setattr(tenant_worker, "MAX_QUEUED_BYTES", 848)
+    monkeypatch.setattr(tenant_worker, "MAX_QUEUED_GUESTS_BYTES", 24)
+    one, other = servable(caller=GLOBEX), servable(caller=TenantId("another"))
+
+    async def main(worker: TenantWorker) -> None:
+        first = await busy(worker, processes)
+        guest = asyncio.create_task(worker.infer(one, rows(1, 2), timeout_s=8))
+        await turns(2)
+        (refused,) = await together(worker, [rows(1, 2)], version=other, timeout_s=8)
+        assert refused.error_code == "overloaded"
+        own = asyncio.create_task(worker.infer(servable(), rows(1, 2), timeout_s=8))
+        await turns(2)
+        assert worker.waiting == 2
+        gate.set()
+        assert [len(values_of(answer)) for answer in await asyncio.gather(first, guest, own)] == [1, 2, 2]
+        (answer,) = await together(worker, [rows(1, 2, 3)], version=other)
+        assert len(values_of(answer)) == 3, "what was answered holds nothing"
 
     run_with_worker(main)
 

@@ -31,8 +31,6 @@ def _decision(*, allow: bool = True, owner: TenantId = ACME) -> Decision:
         action=Action.MODEL_READ,
         ref=ResourceRef(owner=owner, kind=Kind.MODEL, object_id=ObjectId("mdl_x")),
         caller_tenant=GLOBEX,
-        policies=(),
-        policy_version=1,
     )
 
 

@@ -454,9 +454,7 @@ def test_a_job_on_another_tenants_dataset_commits_in_that_tenants_ledger(
 
     def granted(caller: Any, action: Any, ref: Any, attributes: Any = None) -> Any:
         if ref.owner == ACME and caller.tenant == GLOBEX:
-            return Decision(
-                allow=True, action=action, ref=ref, caller_tenant=GLOBEX, policies=("grant",), policy_version=1
-            )
+            return Decision(allow=True, action=action, ref=ref, caller_tenant=GLOBEX)
         return require(caller, action, ref, attributes)
 
     monkeypatch.setattr(room.authorizer, "require", granted)

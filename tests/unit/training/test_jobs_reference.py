@@ -102,6 +102,8 @@ def test_every_state_and_every_fault_is_in_the_reference() -> None:
             f"{tenant_worker.MAX_QUEUED} requests wait for a worker, at most {tenant_worker.MAX_QUEUED_GUEST} of",
         ),
         (WORKERS, f"and {tenant_worker.MAX_QUEUED_BYTES >> 20} MiB in all"),
+        (WORKERS, f"at most {tenant_worker.MAX_QUEUED_GUESTS} of the places"),
+        (WORKERS, f"of the places and {tenant_worker.MAX_QUEUED_GUESTS_BYTES >> 20} MiB"),
         (WORKERS, f"{service.MAX_WORKERS} serving workers at once"),
         (WORKERS, f"have {service.DRAIN_S:.0f} s to finish"),
         (WORKERS, f"within {dispatcher.CLOSE_S:.0f} s are killed"),

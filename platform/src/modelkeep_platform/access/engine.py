@@ -66,9 +66,14 @@ class Context(NamedTuple):
     @classmethod
     def of(cls, attributes: Attributes) -> "Context":
         """Take `name`, `alias` and `version` from a call's attributes; nothing else reaches policies."""
+        if not attributes:
+            return _NOTHING_KNOWN
         return cls(
             str(attributes.get("name", "")), str(attributes.get("alias", "")), _number(attributes.get("version", 0))
         )
+
+
+_NOTHING_KNOWN: Final = Context("", "", 0)
 
 
 @dataclass(frozen=True, kw_only=True)

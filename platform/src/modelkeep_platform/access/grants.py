@@ -153,11 +153,12 @@ class GrantService:
         """
         with self._database.tenant(caller.tenant, by=caller, read_only=True) as tx:
             row = tx.first(tx.select(grants).where(grants.c.id == grant_id))
-        ref, facts = missing(caller.tenant, Kind.GRANT), {"grant": grant_id}
+        ref, facts, name = missing(caller.tenant, Kind.GRANT), {"grant": grant_id}, ""
         if row is not None:
             ref = ResourceRef(owner=caller.tenant, kind=Kind.GRANT, object_id=ObjectId(row["id"]))
             facts |= {"grantee": row["grantee"], "object": row["object_id"]}
-        decision = self._authorizer.require(caller, Action.GRANT_REVOKE, ref)
+            name = str(row["name"])
+        decision = self._authorizer.require(caller, Action.GRANT_REVOKE, ref, {"name": name})
         with self._database.tenant(caller.tenant, by=decision) as tx:
             gone = tx.change(tx.delete(grants).where(grants.c.id == grant_id))
             if gone:

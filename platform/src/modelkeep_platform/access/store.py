@@ -8,17 +8,15 @@ is there or not.
 
 import hashlib
 import json
-import threading
-from collections import OrderedDict
-from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from typing import Final
 
 import cedarpy
 import sqlalchemy as sa
 
 from modelkeep_platform.access.engine import SILENCE, Opinion, Question, ask, failed
 from modelkeep_platform.core.actions import GRANTABLE
+from modelkeep_platform.core.epoch_cache import EpochCache
 from modelkeep_platform.core.ids import TenantId
 from modelkeep_platform.core.refs import ResourceRef
 from modelkeep_platform.storage.database import Database
@@ -39,45 +37,6 @@ _OF_OBJECT: Final = PreparedSelect(
         grants.c.grantee == sa.bindparam("grantee"),
     ),
 )
-
-Key = TypeVar("Key", bound=Hashable)
-Value = TypeVar("Value")
-
-
-class EpochCache(Generic[Key, Value]):
-    """A bounded map that forgets what was used longest ago, and everything of another epoch.
-
-    Args:
-        size: how many entries are kept.
-    """
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._entries: OrderedDict[Key, tuple[int, Value]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: Key, *, epoch: int) -> Value | None:
-        """Return what was put under `key` in this epoch, or None."""
-        with self._lock:
-            entry = self._entries.get(key)
-            if entry is None:
-                return None
-            if entry[0] != epoch:
-                del self._entries[key]
-                return None
-            self._entries.move_to_end(key)
-            return entry[1]
-
-    def put(self, key: Key, value: Value, *, epoch: int) -> None:
-        """Keep `value` for `epoch`, which must have been read before what the value was made from."""
-        with self._lock:
-            self._entries[key] = (epoch, value)
-            self._entries.move_to_end(key)
-            while len(self._entries) > self._size:
-                self._entries.popitem(last=False)
-
-    def __len__(self) -> int:
-        return len(self._entries)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -60,6 +60,8 @@ def entry_body(event: Event, *, entry_id: str, log: TenantId, created_at: int, s
         sealed_personal: the sealed personal fields; empty when the actor is of another tenant.
     """
     actor, ref, decision = event.actor, event.ref, event.decision
+    # INVARIANT: a log names the policies of its own tenant; the other side's ids and version are the other tenant's.
+    side = None if decision is None else decision.side(log)
     fields: dict[str, Any] = {
         "v": 1,
         "id": entry_id,
@@ -69,8 +71,8 @@ def entry_body(event: Event, *, entry_id: str, log: TenantId, created_at: int, s
         "outcome": str(event.outcome),
         "actor": _actor(actor),
         "resource": None if ref is None else {"owner": ref.owner, "kind": str(ref.kind), "id": ref.object_id},
-        "policies": [] if decision is None else list(decision.policies),
-        "policy_version": None if decision is None else decision.policy_version,
+        "policies": [] if side is None else list(side.policies),
+        "policy_version": None if side is None else side.policy_version,
         "grant": None if decision is None else decision.grant_id,
         "request_id": None if actor is None else actor.request_id,
         "facts": dict(event.facts),

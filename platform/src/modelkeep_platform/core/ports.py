@@ -37,7 +37,8 @@ class Authorizer(Protocol):
 
         Raises:
             NotFoundError: `ref` is missing, or foreign and not granted: the same error, to the byte.
-            ForbiddenError: visible, but denied; `details["reasons"]` says by which policies.
+            ForbiddenError: visible, but denied; `details["reasons"]` says why; policies are named of the caller's
+                tenant only.
         """
 
     def allows(self, caller: Caller, action: Action, ref: ResourceRef, attributes: Attributes | None = None) -> bool:

@@ -132,7 +132,8 @@ class DatasetService:
             UnprocessableError: the declaration cannot be.
             ConflictError: the name is taken.
         """
-        decision = self._authorizer.require(caller, Action.DATASET_CREATE, collection(caller.tenant, Kind.DATASET))
+        declared = declaration.get("name", "") if isinstance(declaration, dict) else ""
+        decision = self._require_create(caller, str(declared)[:64])
         spec = parse(declaration)
         check_name(spec.name, what="dataset")
         dataset_id = new_object_id(self._entropy, "dat")
@@ -173,7 +174,7 @@ class DatasetService:
         """
         upload = self._uploads.require_open(caller, upload_id)
         pending = self._pending(caller, upload)
-        decision = self._authorizer.require(caller, Action.DATASET_CREATE, collection(caller.tenant, Kind.DATASET))
+        decision = self._require_create(caller, pending.name)
         try:
             self._uploads.check_complete(caller, upload_id)
             readers.check(pending.spec, self.open_rows(upload.owner, upload.object_id), upload.size_bytes)
@@ -263,6 +264,10 @@ class DatasetService:
     def _require(self, caller: TenantCaller, action: Action, name: str) -> Decision:
         attributes = {"name": name.rpartition("~")[2]}
         return self._authorizer.require(caller, action, self.resolve(caller, name), attributes)
+
+    def _require_create(self, caller: TenantCaller, name: str) -> Decision:
+        wanted = collection(caller.tenant, Kind.DATASET)
+        return self._authorizer.require(caller, Action.DATASET_CREATE, wanted, {"name": name})
 
     def _page(self, decision: Decision, page: PageRequest) -> Page[Dataset]:
         with self._database.tenant(decision.ref.owner, by=decision, read_only=True) as tx:

@@ -7,9 +7,7 @@ version come from memory. Whatever is not in memory is looked up in a thread. Er
 import asyncio
 import logging
 import zlib
-from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -19,6 +17,7 @@ from starlette.responses import Response
 from modelkeep_platform import __version__
 from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.callers import Caller, TenantCaller
+from modelkeep_platform.core.epoch_cache import EpochCache
 from modelkeep_platform.core.errors import (
     ForbiddenError,
     MalformedError,
@@ -74,12 +73,6 @@ class Inference(Protocol):
         """Return the outputs."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
-    epoch: int
-    servable: ServableVersion
-
-
 class DataPlane:
     """Serves `/v2`.
 
@@ -123,7 +116,7 @@ class DataPlane:
         self._notes = notes
         self._body_timeout_s = body_timeout_s
         self._metadata = f"{base_url}/.well-known/oauth-protected-resource"
-        self._known: OrderedDict[tuple[object, ...], _Known] = OrderedDict()
+        self._known: EpochCache[tuple[object, ...], ServableVersion] = EpochCache(_CACHED)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -253,18 +246,15 @@ class DataPlane:
         return caller
 
     async def _servable(self, caller: TenantCaller, name: str, version: str | None, action: Action) -> ServableVersion:
-        # INVARIANT: tenant, principal and roles are part of the key, and an entry lives for one epoch.
+        # INVARIANT: tenant, principal and roles are part of the key, so is the owner of a granted model, by the name it
+        # is asked for by. An entry lives for one epoch, and no longer than the grant it was decided by.
         key = (caller.tenant, caller.principal, caller.roles, name, version, action)
         epoch = self._epoch.current()
-        known = self._known.get(key)
-        if known is not None and known.epoch == epoch:
-            return known.servable
+        known = self._known.get(key, epoch=epoch)
+        if known is not None and not known.decision.ended(self._clock):
+            return known
         servable = await asyncio.to_thread(self._models.resolve_version, caller, name, version, action)
-        if servable.decision.grant_id is None:
-            # A granted version is decided each time (from the authorizer's memory): grants end by the clock.
-            self._known[key] = _Known(epoch, servable)
-            while len(self._known) > _CACHED:
-                self._known.popitem(last=False)
+        self._known.put(key, servable, epoch=epoch)
         return servable
 
 

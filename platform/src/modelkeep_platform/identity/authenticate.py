@@ -5,8 +5,6 @@ epoch, so suspension, removal, rotation and denial hold for the next call.
 """
 
 import hashlib
-import threading
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -14,6 +12,7 @@ from typing import Any, Final, Protocol
 import sqlalchemy as sa
 
 from modelkeep_platform.core.callers import Caller, OperatorCaller, PrincipalKind, TenantCaller
+from modelkeep_platform.core.epoch_cache import EpochCache
 from modelkeep_platform.core.ids import PLATFORM, PrincipalId, RequestId, TenantId
 from modelkeep_platform.core.ports import Clock, EpochSource
 from modelkeep_platform.identity.memberships import Membership, Memberships
@@ -40,7 +39,6 @@ class IssuerKeys(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    epoch: int
     expires_at: int
     caller: Caller
 
@@ -76,8 +74,7 @@ class Authenticator:
         self._memberships = memberships
         self._epoch = epoch
         self._clock = clock
-        self._known: OrderedDict[bytes, _Known] = OrderedDict()
-        self._lock = threading.Lock()
+        self._known: EpochCache[bytes, _Known] = EpochCache(_CACHED)
 
     def cached(self, token: str, request_id: RequestId) -> Caller | None:
         """Return the caller of a token verified before in this epoch, from memory alone.
@@ -86,12 +83,7 @@ class Authenticator:
             ExpiredTokenError: it was, and is over.
             UnavailableError: the epoch cannot be read.
         """
-        known = self._known.get(hashlib.sha256(token.encode()).digest())
-        if known is None or known.epoch != self._epoch.current():
-            return None
-        if known.expires_at <= self._clock.now_s():
-            raise ExpiredTokenError("the token has expired; log in again")
-        return known.caller.asking(request_id)
+        return self._cached(_hash(token), request_id, self._epoch.current())
 
     def authenticate(self, token: str, request_id: RequestId) -> Caller:
         """Verify `token` and return its caller.
@@ -99,10 +91,10 @@ class Authenticator:
         Raises:
             UnauthenticatedError: it does not verify, or tenant, member or token are no longer accepted.
         """
-        known = self.cached(token, request_id)
+        epoch, hashed = self._epoch.current(), _hash(token)
+        known = self._cached(hashed, request_id, epoch)
         if known is not None:
             return known
-        epoch = self._epoch.current()
         _, unverified = peek(token)
         operator = OPERATOR_AUDIENCE in _listed(unverified.get("aud"))
         claims = verify(
@@ -117,11 +109,16 @@ class Authenticator:
             if tx.first(_DENIED, token_id=claims.token_id) is not None:
                 raise InvalidTokenError("the token was revoked; log in again")
             caller = self._operator(tx, claims, request_id) if operator else self._member(tx, claims, request_id)
-        with self._lock:
-            self._known[hashlib.sha256(token.encode()).digest()] = _Known(epoch, claims.expires_at, caller)
-            while len(self._known) > _CACHED:
-                self._known.popitem(last=False)
+        self._known.put(hashed, _Known(claims.expires_at, caller), epoch=epoch)
         return caller
+
+    def _cached(self, hashed: bytes, request_id: RequestId, epoch: int) -> Caller | None:
+        known = self._known.get(hashed, epoch=epoch)
+        if known is None:
+            return None
+        if known.expires_at <= self._clock.now_s():
+            raise ExpiredTokenError("the token has expired; log in again")
+        return known.caller.asking(request_id)
 
     def _operator(self, tx: PlatformTransaction, claims: Claims, request_id: RequestId) -> OperatorCaller:
         row = tx.first(_CLIENT, client_id=claims.client_id)
@@ -158,6 +155,10 @@ class Authenticator:
             token_id=claims.token_id,
             request_id=request_id,
         )
+
+
+def _hash(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()
 
 
 def _refuse_outdated(claims: Claims, membership: Membership) -> None:

@@ -5,6 +5,7 @@ from typing import Final
 
 from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.callers import PrincipalKind, Role, TenantCaller
+from modelkeep_platform.core.decisions import Decision
 from modelkeep_platform.core.events import Event, Outcome
 from modelkeep_platform.core.ids import ObjectId, PrincipalId, check_name, new_object_id
 from modelkeep_platform.core.ports import Authorizer, Clock, Entropy, EpochSource, LimitSource, Recorder
@@ -90,7 +91,8 @@ class MemberService:
             UnprocessableError: the name or roles cannot be.
             ConflictError: the name is taken, or the tenant has as many members as it may.
         """
-        decision = self._authorizer.require(caller, Action.MEMBER_INVITE, collection(caller.tenant, Kind.MEMBER))
+        wanted = collection(caller.tenant, Kind.MEMBER)
+        decision = self._authorizer.require(caller, Action.MEMBER_INVITE, wanted, {"name": username})
         now = self._clock.now_s()
         membership = Membership(
             subject=PrincipalId(new_object_id(self._entropy, "usr")),
@@ -119,8 +121,7 @@ class MemberService:
             NotFoundError: there is no such member.
             ConflictError: it is the last administrator.
         """
-        ref = self._ref(caller, member_id)
-        decision = self._authorizer.require(caller, Action.MEMBER_UPDATE, ref)
+        decision = self._require(caller, Action.MEMBER_UPDATE, member_id)
         wanted = check_roles(roles)
         with self._database.tenant(caller.tenant, by=decision) as tx:
             tx.bump_epoch()
@@ -141,8 +142,7 @@ class MemberService:
             NotFoundError: there is no such member.
             ConflictError: it is the last administrator.
         """
-        ref = self._ref(caller, member_id)
-        decision = self._authorizer.require(caller, Action.MEMBER_REMOVE, ref)
+        decision = self._require(caller, Action.MEMBER_REMOVE, member_id)
         with self._database.tenant(caller.tenant, by=decision) as tx:
             tx.bump_epoch()
             self._memberships.refuse_last_admin(tx, member_id)
@@ -153,12 +153,13 @@ class MemberService:
                 self._recorder.record(tx, _event(caller, Action.MEMBER_REMOVE, gone))
         self._epoch.refresh()
 
-    def _ref(self, caller: TenantCaller, member_id: str) -> ResourceRef:
+    def _require(self, caller: TenantCaller, action: Action, member_id: str) -> Decision:
         with self._database.tenant(caller.tenant, by=caller, read_only=True) as tx:
             found = self._memberships.find(tx, member_id)
-        if found is None or found.kind is not PrincipalKind.USER:
-            return missing(caller.tenant, Kind.MEMBER)
-        return ResourceRef(owner=caller.tenant, kind=Kind.MEMBER, object_id=ObjectId(member_id))
+        ref, name = missing(caller.tenant, Kind.MEMBER), ""
+        if found is not None and found.kind is PrincipalKind.USER:
+            ref, name = ResourceRef(owner=caller.tenant, kind=Kind.MEMBER, object_id=ObjectId(member_id)), found.name
+        return self._authorizer.require(caller, action, ref, {"name": name})
 
 
 def _member(membership: Membership) -> Member:

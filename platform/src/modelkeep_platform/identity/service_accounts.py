@@ -89,7 +89,7 @@ class ServiceAccountService:
             ConflictError: the name is taken, or the tenant has as many accounts as it may.
         """
         wanted = collection(caller.tenant, Kind.SERVICE_ACCOUNT)
-        decision = self._authorizer.require(caller, Action.SERVICE_ACCOUNT_CREATE, wanted)
+        decision = self._authorizer.require(caller, Action.SERVICE_ACCOUNT_CREATE, wanted, {"name": name})
         subject = new_object_id(self._entropy, "svc")
         secret = new_secret("mks")
         membership = Membership(
@@ -163,7 +163,7 @@ class ServiceAccountService:
             self._authorizer.require(caller, action, missing(caller.tenant, Kind.SERVICE_ACCOUNT))
             raise RuntimeError("a missing object was allowed")
         ref = ResourceRef(owner=caller.tenant, kind=Kind.SERVICE_ACCOUNT, object_id=ObjectId(account_id))
-        self._authorizer.require(caller, action, ref)
+        self._authorizer.require(caller, action, ref, {"name": found.name})
         return found
 
 

@@ -31,6 +31,9 @@ MAX_BATCH: Final = 64
 MAX_QUEUED: Final = 1024
 MAX_QUEUED_GUEST: Final = 256
 MAX_QUEUED_BYTES: Final = 256 * MIB
+# INVARIANT: the owner of the models finds the other half, whatever all tenants that hold its grants do together.
+MAX_QUEUED_GUESTS: Final = MAX_QUEUED // 2
+MAX_QUEUED_GUESTS_BYTES: Final = MAX_QUEUED_BYTES // 2
 HANG_S: Final = 5.0
 IDLE_S: Final = 900.0
 _MODULE: Final = "modelkeep_platform.serving.worker"
@@ -74,7 +77,7 @@ class TenantWorker:
         self._loaded_bytes = loaded_bytes
         self._start_s, self._hang_s, self._idle_s = limits.start_s, hang_s, idle_s
         self._queue: deque[_Request] = deque()
-        self._held_bytes = 0
+        self._held_bytes = self._guests_bytes = 0
         self._batch: list[_Request] = []
         self._wake: asyncio.Future[None] | None = None
         self._quiet = asyncio.Event()
@@ -109,7 +112,7 @@ class TenantWorker:
 
         Raises:
             TooLargeError: more bytes than one frame to the worker holds.
-            UnavailableError: the queue is full, or the process died; try again.
+            UnavailableError: the queue or the guests' half of it is full, or the process died; try again.
             DeadlineError: not in time. The worker goes on for those behind, and is ended if it hangs.
             UnprocessableError: the model cannot be loaded, or not compute with these inputs.
         """
@@ -122,7 +125,7 @@ class TenantWorker:
             answer=self._loop.create_future(),
         )
         self._check_room(request)
-        self._held_bytes += request.size_bytes
+        self._hold(request, request.size_bytes)
         self._queue.append(request)
         self._quiet.clear()
         self._rouse()
@@ -136,7 +139,7 @@ class TenantWorker:
             raise
         finally:
             late.cancel()
-            self._held_bytes -= request.size_bytes
+            self._hold(request, -request.size_bytes)
 
     def end(self, error: ModelkeepError | None = None) -> None:
         """End the process; whatever waits or runs fails with `error`. May be called again."""
@@ -166,13 +169,25 @@ class TenantWorker:
             raise _stopped()
         if request.size_bytes > DEFAULT_BOUNDS.total_bytes:
             raise TooLargeError("the inputs are larger than a prediction may be; send fewer rows")
-        guest = _caller(request) != request.servable.ref.owner
         if (
             len(self._queue) >= MAX_QUEUED
-            or (guest and sum(_caller(other) == _caller(request) for other in self._queue) >= MAX_QUEUED_GUEST)
+            or (_is_guest(request) and self._guests_full(request))
             or (self._held_bytes and self._held_bytes + request.size_bytes > MAX_QUEUED_BYTES)
         ):
             raise UnavailableError("too many predictions wait for this tenant's worker; try again", code="overloaded")
+
+    def _guests_full(self, request: _Request) -> bool:
+        guests = [_caller(other) for other in self._queue if _is_guest(other)]
+        return (
+            len(guests) >= MAX_QUEUED_GUESTS
+            or guests.count(_caller(request)) >= MAX_QUEUED_GUEST
+            or self._guests_bytes + request.size_bytes > MAX_QUEUED_GUESTS_BYTES
+        )
+
+    def _hold(self, request: _Request, size_bytes: int) -> None:
+        self._held_bytes += size_bytes
+        if _is_guest(request):
+            self._guests_bytes += size_bytes
 
     async def _run(self) -> None:
         error: ModelkeepError = _stopped()
@@ -303,6 +318,10 @@ def _mistrusted() -> UnavailableError:
 
 def _caller(request: _Request) -> str | None:
     return request.servable.decision.caller_tenant
+
+
+def _is_guest(request: _Request) -> bool:
+    return _caller(request) != request.servable.ref.owner
 
 
 def _together(first: _Request, other: _Request) -> bool:
