@@ -34,7 +34,7 @@ from modelkeep_platform.core.refs import Kind
 from modelkeep_platform.http.routing import Public
 from modelkeep_platform.http.v2 import _TEMPLATES, DataPlane
 from services.evidence import Evidence
-from services.house import House
+from services.house import ROLES, House
 
 pytestmark = pytest.mark.e2e
 CODES = {403: "forbidden", 404: "not_found", 422: "invalid_name"}
@@ -280,6 +280,42 @@ def test_idempotency_keys_of_one_tenant_are_unknown_to_another(house: House) -> 
     assert [answer.status_code for answer in answers] == [201, 201]
     ids = [answer.json()["service_account"]["id"] for answer in answers]
     assert ids[0] != ids[1]
+
+
+def test_a_grant_tells_that_a_tenant_is_there(house: House, things: Things, evidence: Evidence) -> None:
+    """That is all that is learnt of a tenant by its name, by whoever may grant, and each question is an entry."""
+    body = {"kind": "model", "name": "model", "actions": ["model:read"]}
+    ours = house.globex.admin.models.get("model").id
+
+    def ask(http: httpx.Client, grantee: str) -> httpx.Response:
+        answer = http.post("/v1/grants", json={**body, "grantee": grantee})
+        assert "r=" in answer.headers["ratelimit"], "each question counts"
+        return answer
+
+    with house.http(house.globex.admin) as http:
+        there = ask(http, "acme")
+        house.operator.tenants.suspend("acme")
+        try:
+            suspended = ask(http, "acme")
+        finally:
+            house.operator.tenants.resume("acme")
+        assert there.status_code == 201, there.text
+        made = there.json()
+        grant_id, _ = made.pop("id"), made.pop("created_at")
+        assert made == {**body, "grantee": "acme", "object_id": ours, "expires_at": None}
+        assert [one.tenant for one in evidence.entries(there.headers["x-request-id"])] == ["globex"]
+        assert http.delete(f"/v1/grants/{grant_id}").status_code == 204
+        # One that is suspended answers as one that is not there.
+        assert (suspended.status_code, code_of(suspended)) == (422, "invalid_grantee")
+        with evidence.nothing_changes():
+            refused = {slug: ask(http, slug) for slug in ("never", "globex", "platform")}
+        for slug, answer in refused.items():
+            assert (answer.status_code, code_of(answer)) == (422, "invalid_grantee")
+            assert answer.json()["error"]["message"] == f"`{slug}` is not another tenant's slug; ask them for theirs"
+            assert denied(evidence, answer) == [("globex", Action.GRANT_CREATE, "denied")]
+    for role in ROLES:
+        with house.http(house.globex.role(role)) as http, evidence.nothing_changes():
+            assert seen(ask(http, "acme")) == seen(ask(http, "never")), role
 
 
 def test_a_refusal_of_what_is_foreign_is_read_in_the_callers_log_and_not_in_the_owners(
