@@ -2,20 +2,16 @@
 
 For every operation one request that must succeed, then requests that the document calls good and requests that it calls
 bad. None may fail on the server's side, answer a status or a shape that the document has not, or be accepted when it is
-bad. Path parameters are made up, or name things that were made for that operation, which no other operation deletes.
-Everything happens in a platform of this module's own.
+bad. And every role does what policy lets it do, and is refused all else. Path parameters are made up, or name things
+that were made for that operation, which no other operation deletes. Everything happens in a platform of this module's
+own.
 """
 
-import base64
-import hashlib
-import itertools
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
@@ -24,10 +20,13 @@ from schemathesis import Case, GenerationMode
 from schemathesis.checks import CHECKS, load_all_checks
 from schemathesis.core.result import Ok
 
-from fakes.asgi import AsgiClient
+from contract.site import GOOD, Good, Site, is_the_operators, parameters
+from isolation.routes import find, guard_of, lacking
 from modelkeep import Client
+from modelkeep_platform.core.actions import PLATFORM_ACTIONS, Action
 from modelkeep_platform.http.v1 import description
-from services.house import GRAPH, PASSWORD, PRIVATE, ROWS, SCHEMA, WEIGHTS, House, job
+from services.evidence import Evidence
+from services.house import ROLES, House
 
 pytestmark = pytest.mark.e2e
 EXAMPLES = 15
@@ -49,204 +48,89 @@ ANSWERS: list[Any] = CHECKS.get_by_names(
 )
 
 
-class Site:
-    """The application, called in this process, and hands that make a thing of any kind afresh."""
-
-    def __init__(self, house: House) -> None:
-        house.fill()
-        # Jobs stay queued: nothing that was made for an operation changes by itself.
-        house.operator.tenants.set_limits("acme", {"running_jobs": 0, "active_jobs": 10_000, "open_uploads": 10_000})
-        self.house, self.admin, self.operator = house, house.acme.admin, house.operator
-        self.http = AsgiClient(house.server.platform.edge.asgi, base_url=house.url)
-        self._numbers = itertools.count()
-
-    def fresh(self) -> str:
-        """Return a name that is free."""
-        return f"made-{next(self._numbers)}"
-
-    def model(self) -> dict[str, str]:
-        name = self.fresh()
-        self.admin.models.upload(name, graph=GRAPH, weights=WEIGHTS)
-        self.admin.models.set_alias(name, "production", version=1)
-        return {"name": name, "version": "1", "alias": "production"}
-
-    def dataset(self) -> dict[str, str]:
-        return {"name": self.admin.datasets.upload_csv(self.fresh(), ROWS, schema=SCHEMA, privacy=PRIVATE).name}
-
-    def upload(self) -> dict[str, str]:
-        with self.house.http(self.admin) as http:
-            made = http.post(f"/v1/models/{self.fresh()}/versions", json=VERSION).json()
-        return {"id": made["upload"]["id"], "number": "0"}
-
-    def sent(self) -> dict[str, str]:
-        upload = self.upload()
-        with self.house.http(self.admin) as http:
-            path = f"/v1/uploads/{upload['id']}/parts/0"
-            assert http.put(path, content=WEIGHTS, headers=DIGEST).status_code == 200
-        return upload
-
-    def job(self) -> dict[str, str]:
-        return {"id": self.admin.jobs.create(job(dataset="open", privacy=None, into=self.fresh())).id}
-
-    def member(self) -> dict[str, str]:
-        return {"id": self.admin.members.invite(self.fresh(), roles=["analyst"]).member.id}
-
-    def account(self) -> dict[str, str]:
-        return {"id": self.admin.service_accounts.create(self.fresh(), roles=["analyst"]).service_account.id}
-
-    def grant(self) -> dict[str, str]:
-        actions = ["model:read"]
-        return {"id": self.admin.grants.create("model", "model", grantee="globex", actions=actions).id}
-
-    def entry(self) -> dict[str, str]:
-        self.admin.audit.verify()
-        return {"index": str(next(one.index for one in self.admin.audit.entries(limit=200) if one.index is not None))}
-
-    def tenant(self) -> dict[str, str]:
-        slug = self.fresh()
-        self.operator.tenants.create(slug, name=slug)
-        return {"slug": slug}
-
-    def suspended(self) -> dict[str, str]:
-        made = self.tenant()
-        self.operator.tenants.suspend(made["slug"])
-        return made
-
-    def enrolment(self) -> dict[str, str]:
-        slug = self.fresh()
-        link = self.operator.tenants.create(slug, name=slug).enrolment
-        return {"token": link.token, "username": slug, "password": PASSWORD}
-
-    def call(self, case: Case[Any]) -> httpx.Response:
-        """Send a request as whoever has the right to it."""
-        options = case.as_transport_kwargs(base_url="")
-        method, path = options.pop("method"), options.pop("url")
-        headers = {str(name): str(value) for name, value in dict(options.pop("headers", {})).items()}
-        headers["authorization"] = f"Bearer {self.house.token(self.caller(case.operation.path))}"
-        content = options.pop("data", None)
-        sent = {"content": content} if content is not None else {"json": options["json"]} if "json" in options else {}
-        return self.http.request(method, path, headers=headers, params=options.get("params") or None, **sent)
-
-    def caller(self, path: str) -> Client:
-        """Return the operator where only operators may, else the administrator, who may do all else."""
-        return self.operator if path.startswith(("/v1/tenants", "/v1/issuer/")) else self.admin
-
-
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    house = House(Path(tmp_path_factory.mktemp("contract")))
+    # Each refusal is an entry of its own, however many there are.
+    house = House(Path(tmp_path_factory.mktemp("contract")), tenant_refusals_per_minute=1_000_000)
     yield Site(house)
     house.close()
 
 
 # --- requests that succeed ----------------------------------------------------------------------------
 
-VERSION = {
-    "graph": GRAPH,
-    "weights_bytes": len(WEIGHTS),
-    "weights_sha256": hashlib.sha256(WEIGHTS).hexdigest(),
-}
-DIGEST = {"content-digest": f"sha-256=:{base64.b64encode(hashlib.sha256(WEIGHTS).digest()).decode()}:"}
-
-
-def nothing(_site: Site) -> dict[str, str]:
-    return {}
-
-
-@dataclass(frozen=True, slots=True)
-class Good:
-    """A request that succeeds: the thing it is about, made afresh, and what is sent with it."""
-
-    make: Callable[[Site], dict[str, str]] = nothing
-    body: Callable[[Site], Any] | None = None
-    query: dict[str, Any] | None = None
-    headers: dict[str, str] | None = None
-
-
-GOOD: dict[str, Good] = {
-    "GET /v1/audit/consistency": Good(query={"old": 1}),
-    "GET /v1/audit/entries/{index}/proof": Good(Site.entry),
-    "GET /v1/budgets/{name}": Good(Site.dataset),
-    "POST /v1/datasets": Good(
-        body=lambda site: {
-            "name": site.fresh(),
-            "format": "csv",
-            "schema": SCHEMA,
-            "privacy": PRIVATE,
-            "size_bytes": len(ROWS),
-            "sha256": hashlib.sha256(ROWS).hexdigest(),
-        }
-    ),
-    "GET /v1/datasets/{name}": Good(Site.dataset),
-    "DELETE /v1/datasets/{name}": Good(Site.dataset),
-    "POST /v1/enrolments": Good(body=Site.enrolment),
-    "POST /v1/grants": Good(
-        body=lambda _site: {"kind": "model", "name": "model", "grantee": "globex", "actions": ["model:predict"]}
-    ),
-    "DELETE /v1/grants/{id}": Good(Site.grant),
-    "POST /v1/job-plans": Good(body=lambda _site: job()),
-    "POST /v1/jobs": Good(body=lambda site: job(dataset="open", privacy=None, into=site.fresh())),
-    "GET /v1/jobs/{id}": Good(Site.job),
-    "POST /v1/jobs/{id}/cancel": Good(Site.job),
-    "GET /v1/jobs/{id}/logs": Good(Site.job),
-    "POST /v1/members": Good(body=lambda site: {"username": site.fresh(), "roles": ["developer"]}),
-    "PATCH /v1/members/{id}": Good(Site.member, body=lambda _site: {"roles": ["auditor"]}),
-    "DELETE /v1/members/{id}": Good(Site.member),
-    "GET /v1/models/{name}": Good(Site.model),
-    "DELETE /v1/models/{name}": Good(Site.model),
-    "PUT /v1/models/{name}/aliases/{alias}": Good(Site.model, body=lambda _site: {"version": 1}),
-    "DELETE /v1/models/{name}/aliases/{alias}": Good(Site.model),
-    "POST /v1/models/{name}/versions": Good(Site.model, body=lambda _site: VERSION),
-    "GET /v1/models/{name}/versions": Good(Site.model),
-    "GET /v1/models/{name}/versions/{version}": Good(Site.model),
-    "DELETE /v1/models/{name}/versions/{version}": Good(Site.model),
-    "GET /v1/models/{name}/versions/{version}/graph": Good(Site.model),
-    "GET /v1/models/{name}/versions/{version}/weights": Good(Site.model),
-    "POST /v1/policies": Good(body=lambda _site: {"text": "permit (principal, action, resource);"}),
-    "POST /v1/policies/check": Good(body=lambda _site: {"text": "permit (principal, action, resource);"}),
-    "GET /v1/policies/{version}": Good(lambda _site: {"version": "1"}),
-    "POST /v1/policies/{version}/activate": Good(lambda _site: {"version": "1"}),
-    "POST /v1/service-accounts": Good(body=lambda site: {"name": site.fresh(), "roles": ["developer"]}),
-    "DELETE /v1/service-accounts/{id}": Good(Site.account),
-    "POST /v1/service-accounts/{id}/rotate": Good(Site.account),
-    "POST /v1/tenants": Good(body=lambda site: {"slug": site.fresh(), "name": "Made"}),
-    "GET /v1/tenants/{slug}": Good(Site.tenant),
-    "POST /v1/tenants/{slug}/enrolment": Good(Site.tenant),
-    "PATCH /v1/tenants/{slug}/limits": Good(Site.tenant, body=lambda _site: {"members": 3}),
-    "POST /v1/tenants/{slug}/resume": Good(Site.suspended),
-    "POST /v1/tenants/{slug}/suspend": Good(Site.tenant),
-    "GET /v1/uploads/{id}": Good(Site.upload),
-    "DELETE /v1/uploads/{id}": Good(Site.upload),
-    "POST /v1/uploads/{id}/complete": Good(Site.sent),
-    "PUT /v1/uploads/{id}/parts/{number}": Good(Site.upload, body=lambda _site: WEIGHTS, headers=DIGEST),
-}
-"""By operation; one that is not here succeeds when it is called with nothing."""
-
-
-def parameters(site: Site, label: str) -> dict[str, str]:
-    """Return parameters of the path that name what was made just now."""
-    made = GOOD.get(label, Good()).make(site)
-    return {name: value for name, value in made.items() if f"{{{name}}}" in label}
-
 
 def test_every_request_that_succeeds_is_of_an_operation() -> None:
     assert set(GOOD) <= set(OPERATIONS)
 
 
-@pytest.mark.parametrize("label", OPERATIONS)
-def test_every_operation_succeeds_as_it_is_documented(site: Site, label: str) -> None:
+def request(site: Site, label: str, named: dict[str, str] | None = None) -> Case[Any]:
+    """Return a request that succeeds, about what `named` names or else about something that is made for it."""
     operation, good = OPERATIONS[label], GOOD.get(label, Good())
     sent: dict[str, Any] = {}
     if good.body is not None:
         raw = label.startswith("PUT /v1/uploads/")
         sent = {"body": good.body(site), "media_type": "application/octet-stream" if raw else "application/json"}
-    case = operation.Case(
-        path_parameters=parameters(site, label), query=good.query or {}, headers=good.headers or {}, **sent
-    )
-    answer = site.call(case)
-    documented = [int(status) for status in operation.definition.raw["responses"] if status.startswith("2")]
+    path = parameters(site, label) if named is None else named
+    return operation.Case(path_parameters=path, query=good.query or {}, headers=good.headers or {}, **sent)
+
+
+def succeeds(site: Site, label: str, caller: Client | None = None) -> None:
+    """Do an operation, and compare what is answered with what is documented."""
+    case = request(site, label)
+    answer = site.call(case, caller)
+    documented = [int(status) for status in case.operation.definition.raw["responses"] if status.startswith("2")]
     assert [answer.status_code] == documented, answer.text
     case.validate_response(answer, checks=ANSWERS)
+
+
+@pytest.mark.parametrize("label", OPERATIONS)
+def test_every_operation_succeeds_as_it_is_documented(site: Site, label: str) -> None:
+    succeeds(site, label)
+
+
+def refusal(site: Site, label: str, role: str) -> tuple[int, str, Action] | None:
+    """Return status, code and action with which a role is refused in its own tenant, or nothing where it is let."""
+    method, path = label.split()
+    guard = guard_of(site.house, (method, path))
+    if not isinstance(guard, Action):
+        return None  # public, or everybody's own
+    if guard in PLATFORM_ACTIONS and is_the_operators(path):
+        return 403, "operator_only", guard
+    says = "dataset" if label in {"POST /v1/jobs", "POST /v1/job-plans"} else ""
+    lacks = lacking(role, find(method, path, says).deciding(guard))
+    if lacks is None:
+        return None
+    # An upload belongs to the principal that began it; to everybody else it is not there.
+    return (404, "not_found", lacks) if path.startswith("/v1/uploads/") else (403, "forbidden", lacks)
+
+
+@pytest.fixture(scope="module")
+def kept() -> dict[str, dict[str, str]]:
+    """What was made for those who are refused, by operation: nothing of theirs changes it."""
+    return {}
+
+
+@pytest.mark.parametrize("role", ["tenant-admin", *ROLES])
+@pytest.mark.parametrize("label", OPERATIONS)
+def test_every_operation_is_done_by_the_roles_that_policy_lets_and_refused_to_the_others(
+    site: Site, kept: dict[str, dict[str, str]], label: str, role: str
+) -> None:
+    caller, evidence = site.house.acme.role(role), Evidence(site.house)
+    refused = refusal(site, label, role)
+    site.sender = site.admin if refused else caller
+    if refused is None:
+        succeeds(site, label, caller)
+        return
+    if label not in kept:
+        kept[label] = parameters(site, label)
+    case = request(site, label, kept[label])
+    site.house.token(caller)  # logged in
+    with evidence.nothing_changes():
+        answer = site.call(case, caller)
+    assert (answer.status_code, answer.json()["error"]["code"]) == refused[:2], answer.text
+    case.validate_response(answer, checks=ANSWERS)
+    entries = evidence.entries(answer.headers["x-request-id"])
+    assert [(one.tenant, one.action, one.outcome) for one in entries] == [("acme", refused[2], "denied")]
 
 
 # --- requests that are made up ------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, TypeGuard
 
@@ -21,8 +22,10 @@ from modelkeep_platform.app.settings import Settings
 from modelkeep_platform.cli.main import main as platform_command
 from modelkeep_platform.core.actions import GRANTABLE, PLATFORM_ACTIONS, Action
 from modelkeep_platform.core.callers import Role
-from modelkeep_platform.core.errors import ModelkeepError
+from modelkeep_platform.core.errors import CallerError, ModelkeepError, RateLimitedError
+from modelkeep_platform.http.issuer import _oauth_error
 from modelkeep_platform.http.status import status_of
+from modelkeep_platform.identity.issuer import OAuthError
 from modelkeep_platform.models.graph.ops import OPS, Attr, Op
 from modelkeep_platform.privacy import ops as private_ops
 
@@ -117,8 +120,8 @@ def whole(text: str | None) -> str:
 
 
 def error_codes() -> dict[str, tuple[set[int], set[str]]]:
-    """Return every stable code in the sources: its statuses and what it says."""
-    classes = all_errors()
+    """Return every stable code in the sources but those of OAuth: its statuses and what it says."""
+    classes = {name: kind for name, kind in all_errors().items() if kind is not OAuthError}
     found: dict[str, tuple[set[int], set[str]]] = {}
 
     def add(code: str, kind: type[ModelkeepError], text: str) -> None:
@@ -186,6 +189,79 @@ def instance(kind: type[ModelkeepError], code: str) -> ModelkeepError:
     made = kind.__new__(kind)
     made.message, made.error_code, made.details = "", code, {}
     return made
+
+
+def oauth_codes() -> dict[str, tuple[set[str], set[str]]]:
+    """Return every code that the issuer answers as `error`: its statuses and what it says.
+
+    The issuer is asked, once for each of its own refusals and once for each class of the platform's errors.
+    """
+    found: dict[str, tuple[set[str], set[str]]] = {}
+
+    def add(error: ModelkeepError, text: str, *, own: bool) -> None:
+        answer = _oauth_error(error)
+        statuses, texts = found.setdefault(json.loads(bytes(answer.body))["error"], (set(), set()))
+        statuses.add(str(answer.status_code) if own else f"{answer.status_code // 100}xx")
+        texts.add(text)
+
+    for path in sorted(SOURCES.rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == OAuthError.__name__:
+                code = next((word.value.value for word in node.keywords if isinstance(word.value, ast.Constant)), "")
+                add(instance(OAuthError, str(code or OAuthError.code)), says(node, tree), own=True)
+    for kind in all_errors().values():
+        if issubclass(kind, RateLimitedError):
+            add(RateLimitedError("", retry_after_s=1), "too many tries; wait as long as `Retry-After` says", own=True)
+        elif issubclass(kind, CallerError) and kind is not OAuthError:
+            add(
+                instance(kind, kind.code),
+                "what is refused beside OAuth, with its own status",
+                own=False,
+            )
+        elif kind is not OAuthError:
+            add(instance(kind, kind.code), "the platform could not do it, with that error's status", own=False)
+    return found
+
+
+def sdk_codes() -> dict[str, set[str]]:
+    """Return every code that the SDK's errors have of themselves, and when; the server's come through as they are."""
+    from modelkeep import errors
+    from modelkeep._core.answers import _DEFAULT_CODES
+
+    found: dict[str, set[str]] = {}
+    for kind in vars(errors).values():
+        if isinstance(kind, type) and issubclass(kind, errors.ModelkeepError) and "code" in vars(kind):
+            found.setdefault(kind.code, set()).add(first(kind.__doc__).rstrip("."))
+    for path in sorted((ROOT / "sdk" / "src").rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            given = {word.arg: word.value for word in node.keywords} if isinstance(node, ast.Call) else {}
+            if isinstance(node, ast.Call) and {"code", "status"} <= set(given):
+                for one in ast.walk(given["code"]):
+                    if isinstance(one, ast.Constant) and isinstance(one.value, str):
+                        text = says(node, tree)
+                        found.setdefault(one.value, set()).add(text or "the server refused it and named no code")
+    for kind, code in _DEFAULT_CODES.items():
+        found.setdefault(code, set()).add(f"`{kind.__name__}` of a server that named no code")
+    return found
+
+
+def oauth_table() -> str:
+    """Return the table of the issuer's codes."""
+    return table(
+        ["code", "status", "says, or when"],
+        [
+            [f"`{code}`", ", ".join(sorted(statuses)), "; ".join(sorted(filter(None, texts)))]
+            for code, (statuses, texts) in sorted(oauth_codes().items())
+        ],
+    )
+
+
+def sdk_code_table() -> str:
+    """Return the table of the SDK's own codes."""
+    rows = [[f"`{code}`", "; ".join(sorted(texts))] for code, texts in sorted(sdk_codes().items())]
+    return table(["code", "says, or when"], rows)
 
 
 def error_table() -> str:
@@ -441,6 +517,8 @@ BLOCKS: Final[Mapping[str, tuple[str, Callable[[], str]]]] = {
     "modelkeep": ("cli.md", lambda: command(sdk_command, "modelkeep")),
     "modelkeep-platform": ("cli-platform.md", lambda: command(platform_command, "modelkeep-platform")),
     "error codes": ("errors.md", error_table),
+    "codes of the issuer": ("errors.md", oauth_table),
+    "codes of the SDK": ("errors.md", sdk_code_table),
     "actions": ("policies.md", action_table),
     "operations": ("graph.md", operation_table),
     "routes": ("api.md", api_table),
@@ -477,7 +555,8 @@ def rendered_file(name: str) -> tuple[Path, str, str]:
 
 def main() -> None:
     """Write whatever differs."""
-    for path, now, wanted in [*map(rendered, BLOCKS), *map(rendered_file, FILES)]:
+    # One after the other: a page can have several parts.
+    for path, now, wanted in chain(map(rendered, BLOCKS), map(rendered_file, FILES)):
         if now != wanted:
             path.write_text(wanted, encoding="utf-8")
             print(f"wrote {path.relative_to(ROOT)}")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from docs.generate import BLOCKS, FILES, ROOT, error_codes, rendered, rendered_file
+from docs.generate import BLOCKS, FILES, ROOT, error_codes, oauth_codes, rendered, rendered_file, sdk_codes
 from modelkeep_platform.models.graph.format import parse
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "tests").rglob("*.md")])
@@ -29,6 +29,14 @@ def test_generated_files_are_current(name: str) -> None:
 def test_every_error_says_something() -> None:
     silent = [code for code, (_, texts) in error_codes().items() if not any(texts)]
     assert silent == []
+
+
+def test_every_code_of_the_issuer_and_of_the_sdk_says_something() -> None:
+    said = {**{code: texts for code, (_, texts) in oauth_codes().items()}, **sdk_codes()}
+    assert [code for code, texts in said.items() if not all(texts)] == []
+    # One of each way to have a code: translated, given to a call, by default, by class, for want of another.
+    assert {"temporarily_unavailable", "slow_down", "unauthorized_client"} <= set(oauth_codes())
+    assert {"login_required", "no_ready_version", "login_refused", "timeout", "unknown", "internal"} <= set(sdk_codes())
 
 
 def test_a_code_has_one_status() -> None:

@@ -11,19 +11,23 @@ from pathlib import Path
 import httpx
 import pytest
 
-from modelkeep import Client, ClientCredentials, UnacknowledgedWarning
+import modelkeep
+from modelkeep import Client, ClientCredentials, DeviceCode, UnacknowledgedWarning
 from modelkeep.errors import NotFoundError
 from modelkeep_platform.audit.integrator import LEASE_S
 from modelkeep_platform.storage.peers import ALIVE_S
 from services.house import (
     GRAPH,
+    PASSWORD,
     WEIGHTS,
     Installation,
     ServerProcess,
     Tenant,
+    approve,
     bare,
     free_port,
     join,
+    token_of,
     wait_until,
 )
 from services.places import PLACES, held_at_once, holding, nearly_all
@@ -113,6 +117,31 @@ def test_a_rotated_secret_and_a_suspended_tenant_end_tokens_on_both(pair: Pair) 
             assert dev.get("/v1/whoami").status_code == 401
             operator.tenants.resume("globex")
             assert dev.get("/v1/whoami").status_code == 200
+
+
+def test_a_revoked_token_is_over_on_both(pair: Pair) -> None:
+    login = ClientCredentials(*pair.acme.secrets["developer"])
+    with pair.made.client(login, "revoked") as client, pair.other(client) as there:
+        assert there.get("/v1/whoami").status_code == 200
+        done = httpx.post(f"{pair.made.url}/issuer/revoke", data={"token": token_of(client)})
+        assert there.get("/v1/whoami").status_code == 401
+        assert (done.status_code, done.headers.get("x-modelkeep-unacknowledged")) == (200, None)
+
+
+def test_a_members_roles_and_removal_hold_on_both(pair: Pair) -> None:
+    admin = pair.acme.admin
+    invited = admin.members.invite("ana", roles=["developer"])
+    modelkeep.enrol(pair.made.url, invited.invitation.token, username="ana", password=PASSWORD)
+    login = DeviceCode(prompt=lambda prompt: approve(prompt, "ana"), organization="acme")
+    with pair.made.client(login, "ana") as ana, pair.other(ana) as there:
+        assert there.get("/v1/jobs").status_code == 200
+        assert there.get("/v1/audit/entries").status_code == 403
+        admin.members.update(invited.member.id, roles=["auditor"])
+        assert there.get("/v1/audit/entries").status_code == 200
+        admin.members.update(invited.member.id, roles=["developer"])
+        assert there.get("/v1/audit/entries").status_code == 403
+        admin.members.remove(invited.member.id)
+        assert there.get("/v1/jobs").status_code == 401
 
 
 def test_a_rotated_signing_key_is_followed_by_both(pair: Pair) -> None:

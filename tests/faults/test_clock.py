@@ -3,6 +3,7 @@
 What is set is what the whole server process reads as the time (`time.time`); the steady clock goes on, as the kernel's.
 """
 
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +15,7 @@ import modelkeep
 from faults.harness import CHEAP, World
 from modelkeep import Client
 from modelkeep.errors import APIError
+from modelkeep_platform.limits.bucket import LEAST_BURST
 from services.house import PASSWORD, bare, job, wait_until
 from services.points import CLOCK_S, LOOK_MS, STEPS
 
@@ -69,16 +71,52 @@ def test_all_goes_on(world: World, step_s: int) -> None:
     admin.grants.revoke(grant.id)
     with pytest.raises(APIError):
         other.models.get("acme~model")
-    # A limit that was reached before is not one for as long as the clock is wrong.
-    with renewed(world, world.app) as client:
-        answer = client.get("/v1/models/model")
-        assert answer.status_code == 200
-        assert 0 <= int(answer.headers["ratelimit"].partition("t=")[2] or 0) <= MINUTE
     world.check()
     world.verify_log()
     step(world, 0)
     world.check()
     world.verify_log()
+
+
+PER_MINUTE, SECONDS_EACH = 30, 2
+
+
+def wait_s(answer: httpx.Response) -> int:
+    """Return the seconds until one more is let through, as a refusal for the rate of requests says."""
+    assert (answer.status_code, answer.json()["error"]["code"]) == (429, "rate_limited")
+    found = re.fullmatch(r'"requests";r=0;t=([0-9]+)', answer.headers["ratelimit"])
+    assert found is not None, answer.headers["ratelimit"]
+    assert answer.headers["retry-after"] == found[1]
+    return int(found[1])
+
+
+def let_through(client: httpx.Client) -> int:
+    """Ask until the limit is reached; return how many were let through."""
+    for count in range(PER_MINUTE):
+        answer = client.get("/v1/models/model")
+        if answer.status_code != 200:
+            assert 1 <= wait_s(answer) <= SECONDS_EACH
+            return count
+    raise AssertionError("the limit is never reached")
+
+
+@STEPS_S
+def test_a_limit_that_was_reached_is_one_for_seconds_and_no_step_gives_a_burst(world: World, step_s: int) -> None:
+    with world.made.operator() as operator:
+        operator.tenants.set_limits("acme", {"requests_per_minute": PER_MINUTE})
+        try:
+            with renewed(world, world.app) as client:
+                assert let_through(client) > 0
+            for seconds in (step_s, 0):
+                step(world, seconds)
+                began = time.monotonic()
+                # It waits as long as it is told, and gets a token that is good by the new time.
+                with renewed(world, world.app) as client:
+                    assert time.monotonic() - began < MINUTE / 2
+                    assert let_through(client) < LEAST_BURST
+        finally:
+            step(world, 0)
+            operator.tenants.set_limits("acme", {"requests_per_minute": None})
 
 
 def test_a_token_that_is_over_stays_over_and_one_that_is_not_is_not_of_the_future(world: World) -> None:

@@ -92,6 +92,19 @@ def goes_on(ids: Ids) -> dict[str, Any]:
     return job(dataset="open", privacy=None, model={"name": ids["model"]})
 
 
+def goes_on_from(ids: Ids, version: int | str) -> dict[str, Any]:
+    """Return a job that goes on from one version of a model."""
+    return job(dataset="open", privacy=None, model={"name": ids["model"], "version": version})
+
+
+def goes_on_from_number(ids: Ids) -> dict[str, Any]:
+    return goes_on_from(ids, 1)
+
+
+def goes_on_from_alias(ids: Ids) -> dict[str, Any]:
+    return goes_on_from(ids, "production")
+
+
 def makes_by_name(ids: Ids) -> dict[str, Any]:
     return job(dataset="open", privacy=None, into=ids["model"])
 
@@ -163,11 +176,15 @@ ROUTES: dict[Route, Own | Row | tuple[Own | Row, ...]] = {
     ("POST", "/v1/job-plans"): (
         Row(body=trains, says="dataset", first=PLANS, action=Action.DATASET_TRAIN),
         Row(body=goes_on, says="model.name", first=PLANS, action=Action.MODEL_EXPORT),
+        Row(body=goes_on_from_number, says="model.version", first=PLANS, action=Action.MODEL_EXPORT),
+        Row(body=goes_on_from_alias, says="model.alias", first=PLANS, action=Action.MODEL_EXPORT),
         Row(body=makes_by_name, says="into", first=PLANS, own_only=True, unknown=422),
     ),
     ("POST", "/v1/jobs"): (
         Row(body=trains, says="dataset", first=CREATES, action=Action.DATASET_TRAIN),
         Row(body=goes_on, says="model.name", first=CREATES, action=Action.MODEL_EXPORT),
+        Row(body=goes_on_from_number, says="model.version", first=CREATES, action=Action.MODEL_EXPORT),
+        Row(body=goes_on_from_alias, says="model.alias", first=CREATES, action=Action.MODEL_EXPORT),
         Row(body=makes_by_name, says="into", first=(Action.JOB_CREATE,), own_only=True, unknown=422),
     ),
     ("GET", "/v1/jobs"): Own(LISTS),

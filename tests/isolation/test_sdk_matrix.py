@@ -1,7 +1,8 @@
-"""The same for the SDK: every method that takes a name or an id, foreign against missing.
+"""The same for the SDK: every method that takes a name or an id, foreign against missing, and granted.
 
-Both clients raise the same error for both, no row changes, and each refusal is one entry of the caller's log. It fails
-when a method is added without its row, an operation or a plain one, or a parameter that no row gives a value.
+Both clients raise the same error for both, whatever the caller's role, no row changes, and each refusal is one entry of
+the caller's log. It fails when a method is added without its row, an operation or a plain one, or a parameter that no
+row gives a value.
 """
 
 import asyncio
@@ -10,14 +11,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import pytest
 
-from isolation.routes import goes_on, makes_by_name
+from isolation.routes import (
+    CREATES,
+    EVERY_ROLE,
+    PLANS,
+    READS,
+    goes_on,
+    goes_on_from,
+    lacking,
+    makes_by_name,
+)
 from isolation.things import Things
 from modelkeep import AsyncClient, Client, StaticToken, errors
-from modelkeep.errors import APIError, InvalidRequestError, NotFoundError
+from modelkeep.errors import APIError, ForbiddenError, InvalidRequestError, NotFoundError
+from modelkeep.types import Job
+from modelkeep_platform.core.actions import GRANTABLE, Action
 from services.evidence import Evidence
 from services.house import GRAPH, WEIGHTS, House, job
 
@@ -25,11 +37,6 @@ pytestmark = pytest.mark.e2e
 Ids = Mapping[str, str]
 Call = Callable[[Client, Ids], object]
 ROW = [[1.0, 1.0]]
-
-
-def goes_on_from(ids: Ids, version: int | str) -> dict[str, Any]:
-    """Return a job that goes on from one version of a model."""
-    return job(dataset="open", privacy=None, model={"name": ids["model"], "version": version})
 
 
 OWN = "takes no name or id of something that exists"
@@ -135,6 +142,32 @@ NOTHING = {"audit.entries request_id": [], "audit.wait_for request_id": errors.T
 """What is answered where nothing is refused: a list without what is another's, and a wait in vain."""
 INVALID = {"jobs.plan into", "jobs.create into"}
 """No name of another tenant's is a name for something new."""
+FIRST = {
+    "jobs.plan": PLANS,
+    "jobs.create": CREATES,
+    "grants.create": (Action.GRANT_CREATE,),
+    "audit.entries": READS,
+    "audit.wait_for": READS,
+}
+"""By method, the actions on the caller's own collections that are decided before the thing is looked up."""
+DECIDES = {
+    "client.predict": (Action.MODEL_PREDICT,),
+    "models.get": (Action.MODEL_READ,),
+    "models.versions": (Action.MODEL_READ,),
+    "models.version": (Action.MODEL_READ,),
+    "models.set_alias": (Action.MODEL_ALIAS,),
+    "models.delete_alias": (Action.MODEL_ALIAS,),
+    "models.delete": (Action.MODEL_DELETE,),
+    "models.download": (Action.MODEL_READ, Action.MODEL_EXPORT),
+    "datasets.get": (Action.DATASET_READ,),
+    "datasets.delete": (Action.DATASET_DELETE,),
+    "budgets.get": (Action.BUDGET_READ,),
+    "jobs.plan dataset": (Action.DATASET_TRAIN,),
+    "jobs.create dataset": (Action.DATASET_TRAIN,),
+    "jobs.plan model": (Action.MODEL_EXPORT,),
+    "jobs.create model": (Action.MODEL_EXPORT,),
+}
+"""By method, what is decided about a thing that can be granted, in order."""
 
 
 NAMES_NOTHING = {"limit", "timeout_s", "progress", "check", "expires_at"}
@@ -218,7 +251,13 @@ def test_every_parameter_of_a_method_with_ids_is_given_in_its_rows(house: House,
     assert set(given) == {method for method, row in METHODS.items() if not isinstance(row, str)}
 
 
-@pytest.mark.parametrize("blocks", [True, False], ids=["Client", "AsyncClient"])
+@pytest.mark.parametrize(
+    ("role", "blocks"),
+    [
+        *(pytest.param(role, True, id=f"Client-{role}") for role in EVERY_ROLE),
+        pytest.param("tenant-admin", False, id="AsyncClient"),
+    ],
+)
 @pytest.mark.parametrize("name", WITH_IDS)
 def test_foreign_looks_like_missing(
     house: House,
@@ -226,9 +265,10 @@ def test_foreign_looks_like_missing(
     evidence: Evidence,
     async_client: Callable[[], AsyncClient],
     name: str,
+    role: str,
     blocks: bool,
 ) -> None:
-    client, call = house.globex.admin, WITH_IDS[name]
+    client, call = house.globex.role(role), WITH_IDS[name]
     client.whoami()
 
     def ask(ids: Ids) -> object:
@@ -236,20 +276,63 @@ def test_foreign_looks_like_missing(
 
     with evidence.nothing_changes():
         foreign, missing = (outcome(partial(ask, ids)) for ids in (things.foreign, things.missing))
-    if name in NOTHING:
+    lacks = lacking(role, FIRST.get(name.partition(" ")[0], ()))
+    if name in NOTHING and lacks is None:
         assert foreign == missing == NOTHING[name]
         return
     assert isinstance(foreign, tuple)
     assert isinstance(missing, tuple)
     assert foreign[:-1] == missing[:-1]
     expected = (InvalidRequestError, 422, "invalid_name") if name in INVALID else (NotFoundError, 404, "not_found")
-    assert foreign[:3] == expected
+    assert foreign[:3] == ((ForbiddenError, 403, "forbidden") if lacks else expected)
     recorded = [
         [(entry.tenant, entry.action, entry.outcome) for entry in evidence.entries(refused[-1])]
         for refused in (foreign, missing)
     ]
     assert recorded[0] == recorded[1]
     assert [(tenant, outcome) for tenant, _, outcome in recorded[0]] == [("globex", "denied")]
+    assert lacks in {None, recorded[0][0][1]}
+
+
+def deciding(name: str) -> tuple[Action, ...]:
+    """Return what is decided, in order, about a thing of a row that can be granted."""
+    method, _, says = name.partition(" ")
+    about = f"{method} {says.partition('.')[0]}" if method in {"jobs.plan", "jobs.create"} else method
+    return DECIDES.get(about, ())
+
+
+@pytest.mark.parametrize("verb", sorted(GRANTABLE))
+def test_a_grant_opens_the_methods_of_its_verb_on_its_object(
+    house: House, things: Things, evidence: Evidence, verb: Action
+) -> None:
+    """On what was granted every other method says that it is not granted; on all else, that there is no such object."""
+    kind: Literal["model", "dataset"] = "model" if verb.startswith("model:") else "dataset"
+    grant = house.acme.admin.grants.create(kind, things.own[kind], grantee="globex", actions=[verb])
+    client, opened = house.globex.admin, set[str]()
+    try:
+        for name, call in WITH_IDS.items():
+            if name in NOTHING or name in INVALID:
+                continue  # about nothing that can be granted
+            found = outcome(partial(call, client, things.foreign))
+            decides = deciding(name)
+            lacks = next((action for action in decides if action != verb), None)
+            if not decides or decides[0].startswith("model:") != (kind == "model"):
+                assert isinstance(found, tuple), name
+                assert found[:3] == (NotFoundError, 404, "not_found"), name
+            elif lacks is not None:
+                assert isinstance(found, tuple), name
+                assert found[:3] == (ForbiddenError, 403, "forbidden"), name
+                assert f"`{lacks}` is not granted on this object" in found[3], name
+                recorded = [(one.tenant, one.action, one.outcome) for one in evidence.entries(found[-1])]
+                assert recorded == [("globex", lacks, "denied")], name
+            else:
+                assert not isinstance(found, tuple), (name, found)
+                opened.add(name)
+                if isinstance(found, Job):
+                    client.jobs.cancel(found.id)
+        assert opened
+    finally:
+        house.acme.admin.grants.revoke(grant.id)
 
 
 def test_no_entry_of_another_tenants_is_proven(house: House, things: Things) -> None:

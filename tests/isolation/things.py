@@ -22,7 +22,7 @@ KINDS: dict[Kind, str] = {
 
 NO_THINGS: dict[Kind, str] = {
     Kind.PLATFORM: "it is the operator's: test_no_tenant_does_the_operators_work",
-    Kind.TENANT: "a tenant is named by the operator alone; its members ask for their own, without a name",
+    Kind.TENANT: "its name is asked for in grants alone, and is no secret: test_a_grant_tells_that_a_tenant_is_there",
     Kind.POLICY: "versions of a policy are numbers within the caller's own tenant",
 }
 """Kinds of which no tenant can name another's, and why."""
@@ -30,11 +30,16 @@ NO_THINGS: dict[Kind, str] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Things:
-    """Ids by kind; `missing` are the ids of things that never existed."""
+    """Ids by kind; `missing` are those of things that never existed."""
 
     own: dict[str, str]
     foreign: dict[str, str]
     missing: dict[str, str]
+
+    @property
+    def never(self) -> dict[str, str]:
+        """Return names without an owner, as callers name their own things, of which there are none."""
+        return {**self.missing, "model": "never", "dataset": "never"}
 
     @classmethod
     def make(cls, house: House) -> "Things":

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from modelkeep_platform.core import strictjson
 from modelkeep_platform.core.errors import CallerError, MalformedError
 from modelkeep_platform.http.v2_json import parse_request
 
+SOON_S = 2.0
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
@@ -100,6 +102,25 @@ def test_depth_is_refused_before_anything_recurses(depth: int, opening: bytes) -
         return
     with pytest.raises(MalformedError, match="deeper"):
         strictjson.loads(text)
+
+
+ENDLESS = [
+    pytest.param(b'"' + b'\\"' * 20_000, id="escaped quotes"),
+    pytest.param(b'["' + b'\\"' * 20_000 + b"\\", id="and a backslash"),
+    pytest.param(b'{"a":"' + b"\\\\" * 20_000, id="escaped backslashes"),
+]
+
+
+@pytest.mark.parametrize("text", ENDLESS)
+def test_a_string_that_never_ends_is_refused_soon(text: bytes) -> None:
+    """To look for its end from each of its escaped quotes took minutes: of one request, and of the whole server."""
+    began = time.process_time()
+    with pytest.raises(MalformedError):
+        strictjson.loads(text)
+    with pytest.raises(ProtocolError):
+        sdk.loads(text)
+    strictjson.check_structure(text, max_depth=64)
+    assert time.process_time() - began < SOON_S
 
 
 TENSOR = st.fixed_dictionaries(

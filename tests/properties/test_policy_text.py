@@ -1,9 +1,11 @@
 """Whatever text comes as a policy: valid, or refused with its documented error and a place that is in the text."""
 
 import string
+import time
 from typing import Any
 
 import cedarpy
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,6 +13,7 @@ from modelkeep_platform.access.lexer import LexicalError, policies_of
 from modelkeep_platform.access.validation import InvalidPolicyError, validate, warnings_of
 from modelkeep_platform.core.errors import TooLargeError
 
+SOON_S = 5.0
 _PIECES = (
     "permit forbid when unless principal action resource context principal.name context.version resource.tenant "
     'Modelkeep::Action::"model:read" Modelkeep::User::"u" Modelkeep::Model in is has like if then else true false '
@@ -78,3 +81,19 @@ def test_no_nesting_reaches_cedar_beyond_the_limit(text: str, times: int) -> Non
 def test_no_bomb_of_one_piece_reaches_cedar(piece: str) -> None:
     for count in (33, 201, 65_536 // len(piece)):
         assert outcome(f"permit (principal, action, resource) when {{ {piece * count}") is None
+
+
+LONG = 60_000
+
+
+@pytest.mark.parametrize(
+    "scope",
+    [
+        pytest.param(f"principal is {'A' * LONG}::B, action", id="type"),
+        pytest.param(f'principal, action == {"A" * LONG}::Action::"x !!!"', id="action"),
+    ],
+)
+def test_a_name_as_long_as_a_text_is_refused_soon(scope: str) -> None:
+    began = time.process_time()
+    assert outcome(f"permit ({scope}, resource);") is None
+    assert time.process_time() - began < SOON_S

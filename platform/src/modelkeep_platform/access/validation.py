@@ -129,7 +129,8 @@ def _offset(text: str, sources: Sequence[PolicySource], error: cedarpy.Validatio
         return 0
     for match in _NAMED.finditer(error.error):
         name = next(group for group in match.groups() if group)
-        last = _LAST_NAME.search(name)
+        # Its end alone: a search from each of its characters, of a name as long as a text may be, took a minute.
+        last = _LAST_NAME.search(name[-_MAX_MESSAGE:])
         token = None if last is None or _POLICY_NUMBER.match(name) else _find(source.tokens, last[1])
         if token is not None:
             return token.start

@@ -13,8 +13,9 @@ from typing import Any, Final, NoReturn
 from modelkeep_platform.core.errors import MalformedError, TooLargeError
 from modelkeep_platform.core.limits import MAX_JSON_BYTES, MAX_JSON_DEPTH
 
-_STRUCTURE: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
-_NAMES: Final = re.compile(r'(?P<name>"(?:[^"\\]|\\.)*")(?=\s*:)|"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+# A string that never ends is one match: were it none, every escaped quote in it would begin another look to the end.
+_STRUCTURE: Final = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.DOTALL)
+_NAMES: Final = re.compile(r'(?P<name>"(?:[^"\\]|\\.)*")(?=\s*:)|"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.DOTALL)
 _MAX_INT_DIGITS: Final = 400
 
 

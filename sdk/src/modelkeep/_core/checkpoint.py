@@ -44,6 +44,10 @@ def verify(note: str, *, origin: str, public_key: bytes) -> Checkpoint:
     """
     if len(note) > _MAX_NOTE:
         raise CheckpointError("the checkpoint is too long")
+    try:
+        note.encode()
+    except UnicodeEncodeError as exc:  # from JSON, which can spell half a character
+        raise CheckpointError("the checkpoint is not text") from exc
     if len(public_key) != _KEY_BYTES:
         raise CheckpointError("the log's key is not one of Ed25519")
     # 1. The body is origin, size and root, each in a line; a blank line ends it.

@@ -10,7 +10,8 @@ from typing import Any, Final, NoReturn
 from modelkeep.errors import ProtocolError
 
 MAX_DEPTH: Final = 64
-_STRUCTURE: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+# A string that never ends is one match: were it none, every escaped quote in it would begin another look to the end.
+_STRUCTURE: Final = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.DOTALL)
 _MAX_INT_DIGITS: Final = 400
 
 
