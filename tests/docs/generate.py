@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final, TypeGuard
@@ -158,12 +159,26 @@ def says(node: ast.Call, tree: ast.Module) -> str:
             and one.lineno < node.lineno
             and any(isinstance(target, ast.Name) and target.id == message.id for target in one.targets)
         ]
-        message = max(named, key=lambda one: one.lineno).value if named else message
+        message = max(named, key=lambda one: one.lineno).value if named else constants().get(message.id, message)
     if isinstance(message, ast.Constant):
         return str(message.value)
     if isinstance(message, ast.JoinedStr):
         return "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in message.values)
     return ""
+
+
+@cache
+def constants() -> dict[str, ast.expr]:
+    """Return what the sources' modules call by a name in capitals, for messages that several errors have."""
+    return {
+        one.target.id: one.value
+        for path in SOURCES.rglob("*.py")
+        for one in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(one, ast.AnnAssign)
+        and isinstance(one.target, ast.Name)
+        and isinstance(one.value, ast.Constant)
+        and one.target.id.isupper()
+    }
 
 
 def all_errors() -> dict[str, type[ModelkeepError]]:

@@ -3,17 +3,21 @@
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from fakes.core import ACME, GLOBEX, operator_caller, tenant_caller
+from fakes.storage import fresh
 from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.callers import OperatorCaller, TenantCaller
 from modelkeep_platform.core.decisions import Decision
 from modelkeep_platform.core.ids import PLATFORM, ObjectId, TenantId
 from modelkeep_platform.core.refs import Kind, ResourceRef
+from modelkeep_platform.storage import database as module
 from modelkeep_platform.storage.blobs import StorageError
 from modelkeep_platform.storage.database import Database, NestedTransactionError
 from modelkeep_platform.storage.schema import metadata
