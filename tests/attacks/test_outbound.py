@@ -82,7 +82,7 @@ REACHES = {
     "app/backup/restoring.py": {"sqlite3.connect"},
     "app/backup/writing.py": {"sqlite3.connect"},
     "app/doctor/contents.py": {"sqlite3.connect"},
-    "storage/database.py": {"self.engine.connect"},
+    "storage/database.py": {"self._epochs.connect", "self.engine.connect"},
     "storage/migrate.py": {"database.engine.connect"},
     "workers/channel_async.py": {"loop.create_connection"},
     "workers/process.py": {"socket.socketpair"},

@@ -1,9 +1,10 @@
-"""For every operation of the management API a request that succeeds, and the hands that make what it is about."""
+"""For every operation a request that succeeds, and the hands that make what it is about."""
 
 import base64
 import hashlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,9 +25,19 @@ class Site:
         house.operator.tenants.set_limits("acme", {"running_jobs": 0, "active_jobs": 10_000, "open_uploads": 10_000})
         self.house, self.admin, self.operator = house, house.acme.admin, house.operator
         self.http = AsgiClient(house.server.platform.edge.asgi, base_url=house.url)
+        self.served = httpx.Client(base_url=house.url, timeout=60)
         self.sender = self.admin
         """Who begins an upload, which nobody else can go on with."""
         self._numbers = itertools.count()
+
+    @contextmanager
+    def sent_by(self, client: Client) -> Iterator[None]:
+        """Let `client` begin uploads."""
+        before, self.sender = self.sender, client
+        try:
+            yield
+        finally:
+            self.sender = before
 
     def fresh(self) -> str:
         """Return a name that is free."""
@@ -93,7 +104,9 @@ class Site:
         headers["authorization"] = f"Bearer {self.house.token(caller or self.caller(case.operation.path))}"
         content = options.pop("data", None)
         sent = {"content": content} if content is not None else {"json": options["json"]} if "json" in options else {}
-        return self.http.request(method, path, headers=headers, params=options.get("params") or None, **sent)
+        # Predictions wait in the event loop of the server; the rest is called in this thread.
+        http = self.served if path.startswith("/v2") else self.http
+        return http.request(method, path, headers=headers, params=options.get("params") or None, **sent)
 
     def caller(self, path: str) -> Client:
         """Return the operator where only operators may, else the administrator, who may do all else."""
@@ -105,6 +118,7 @@ def is_the_operators(path: str) -> bool:
     return path.startswith(("/v1/tenants", "/v1/issuer/"))
 
 
+INFER = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 1]}]}
 VERSION = {
     "graph": GRAPH,
     "weights_bytes": len(WEIGHTS),
@@ -185,6 +199,13 @@ GOOD: dict[str, Good] = {
     "DELETE /v1/uploads/{id}": Good(Site.upload),
     "POST /v1/uploads/{id}/complete": Good(Site.sent),
     "PUT /v1/uploads/{id}/parts/{number}": Good(Site.upload, body=lambda _site: WEIGHTS, headers=DIGEST),
+    **{
+        f"{method} /v2/models/{{name}}{which}{verb}": Good(
+            Site.model, body=None if body is None else lambda _site: INFER
+        )
+        for which in ("", "/versions/{version}")
+        for method, verb, body in (("GET", "", None), ("GET", "/ready", None), ("POST", "/infer", INFER))
+    },
 }
 """By operation; one that is not here succeeds when it is called with nothing."""
 

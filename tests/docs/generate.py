@@ -445,15 +445,10 @@ def _attr(spec: Attr) -> dict[str, Any]:
 
 
 def openapi_document() -> dict[str, Any]:
-    """Return the OpenAPI document of the endpoints, made without an installation."""
-    from modelkeep_platform import __version__
-    from modelkeep_platform.http import openapi
-    from modelkeep_platform.http.v1 import all_endpoints
+    """Return the OpenAPI document, made without an installation."""
+    from modelkeep_platform.http.v1 import description
 
-    nothing: Any = None
-    services: dict[str, Any] = dict.fromkeys(inspect.signature(all_endpoints).parameters, nothing)
-    endpoints = all_endpoints(**{**services, "base_url": "https://models.example"})
-    return openapi.document(endpoints, version=__version__)
+    return description()
 
 
 def api_table() -> str:

@@ -17,19 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
 
 from modelkeep import Client
-from modelkeep_platform.app import administration
 from modelkeep_platform.app import settings as settings_file
 from modelkeep_platform.app.backup import backup, gathering, publishing, restore, writing
 from modelkeep_platform.app.backup.files import copy_file
-from modelkeep_platform.app.platform import Platform
 from modelkeep_platform.core.errors import ConflictError, IntegrityError
-from modelkeep_platform.core.ids import ObjectId, TenantId
-from modelkeep_platform.storage.tables.datasets import datasets
-from modelkeep_platform.storage.tables.models import model_aliases, model_versions, models
 from services.house import GRAPH, ROWS, SCHEMA, WEIGHTS, House, Installation, ServerThread, job
+from services.opened import opened
 
 pytestmark = pytest.mark.e2e
 
@@ -56,33 +51,6 @@ def back_up(house: House, folder: Path) -> Path:
     backup(house.made.data, out=out, keys=keys)
     restore(out, keys=keys, root_key=house.made.folder / "root.key", data=data)
     return data
-
-
-def opened(data: Path) -> set[str]:
-    """Open every object that a platform lists, and verify its log; return what there is."""
-    platform = Platform(data=data, settings=settings_file.load(data))
-    found = set()
-    try:
-        with platform.ground.database.platform(read_only=True) as tx:
-            names = {row["id"]: row["name"] for row in tx.all(sa.select(models))}
-            versions = tx.all(sa.select(model_versions).where(model_versions.c.state == "ready"))
-            aliases = {(row["model_id"], row["version"]) for row in tx.all(sa.select(model_aliases))}
-            sets = tx.all(sa.select(datasets).where(datasets.c.state == "ready"))
-        assert aliases <= {(row["model_id"], row["version"]) for row in versions}
-        for row in versions:
-            place = (TenantId(row["tenant_id"]), ObjectId(row["model_id"]), row["version"])
-            weights = b"".join(platform.rooms.models.open_weights(*place))
-            assert hashlib.sha256(weights).hexdigest() == row["weights_sha256"]
-            platform.rooms.models._versions.open_graph(*place)
-            found.add(f"{names[row['model_id']]}/{row['version']}")
-        for row in sets:
-            rows = platform.rooms.datasets.open_rows(TenantId(row["tenant_id"]), ObjectId(row["id"]))
-            assert b"".join(rows) == ROWS
-            found.add(str(row["name"]))
-    finally:
-        platform.close()
-    administration.verify_log(data)
-    return found
 
 
 def gone(out: Path) -> set[str]:

@@ -19,6 +19,7 @@ from modelkeep.errors import APIError, ModelkeepError
 from modelkeep_platform.app.administration import verify_log
 from modelkeep_platform.training.run import segment_steps
 from services.house import GRAPH, PRIVATE, ROWS, SCHEMA, WEIGHTS, Installation, Tenant, join, wait_until
+from services.opened import opened
 from services.points import HELD, LAST, LOOK_MS, STEPS, Page
 
 FULL: Final = os.environ.get("MODELKEEP_FAULTS") == "full"
@@ -311,7 +312,8 @@ def sweep(
             world.check()
             # Once a sweep: it starts a worker, and that costs more than everything else.
             assert world.app.predict("model", [[1.0, 1.0]]) == [[3.5, 6.5]]
-            world.verify_log()
+            world.wait_integrated()
+            assert {"model/1", "rows"} <= opened(world.made.data)
             return
         print(f"killed at {n}, {death.point}; {time.monotonic() - began:.1f} s")
         yield death

@@ -10,7 +10,7 @@ from services.evidence import Evidence
 from services.house import House
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     """A platform with Acme, Globex and things of both; each refusal is an entry of its own, however many there are."""
     house = House(Path(tmp_path_factory.mktemp("isolation")), tenant_refusals_per_minute=1_000_000)
@@ -20,13 +20,13 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     house.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def things(house: House) -> Things:
     """The ids of Acme's things."""
     return Things.make(house)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def evidence(house: House, things: Things) -> Evidence:
     """What calls leave behind, once all things are made."""
     return Evidence(house)

@@ -34,8 +34,19 @@ _ERROR: Final[dict[str, Any]] = {
         }
     },
 }
+_INFERENCE_ERROR: Final[dict[str, Any]] = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["error"],
+    "properties": {"error": {"type": "string", "description": "for people; the code is in `X-Error-Code`"}},
+}
 _HEADERS: Final[dict[str, Any]] = {
     "X-Request-Id": {"required": True, "schema": {"type": "string"}, "description": "names the call in the audit log"},
+    "X-Error-Code": {
+        "required": True,
+        "schema": {"type": "string", "pattern": "^[a-z0-9_]+$"},
+        "description": "stable; act on it",
+    },
     "WWW-Authenticate": {"required": True, "schema": {"type": "string"}, "description": "where to log in (RFC 9728)"},
     "Retry-After": {
         "required": True,
@@ -89,14 +100,14 @@ def document(endpoints: Iterable[Endpoint], *, version: str) -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "info": {
-            "title": "Modelkeep management API",
+            "title": "Modelkeep",
             "version": version,
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": dict(sorted(paths.items())),
         "components": {
             "headers": _HEADERS,
-            "schemas": {**dict(sorted(components.items())), "Error": _ERROR},
+            "schemas": {**dict(sorted(components.items())), "Error": _ERROR, "InferenceError": _INFERENCE_ERROR},
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
         },
         "security": [{"bearer": []}],
@@ -122,7 +133,7 @@ def _operation(endpoint: Endpoint, by_type: dict[int, dict[str, Any]]) -> dict[s
         "parameters": _parameters(endpoint),
         "responses": {
             str(endpoint.status): _success(endpoint, by_type),
-            **{str(status): _refusal(status) for status in _refusals(endpoint)},
+            **{str(status): _refusal(status, inference=_is_inference(endpoint)) for status in _refusals(endpoint)},
         },
         "x-action": str(endpoint.guard) if isinstance(endpoint.guard, Action) else f"none: {endpoint.guard.reason}",
     }
@@ -152,6 +163,7 @@ _WHY: Final = {
     431: "the headers are too many or too long",
     500: "the platform could not do it",
     503: "a part is down or starting; try again later",
+    504: "it took longer than the caller waits",
 }
 
 
@@ -173,12 +185,18 @@ def _refusals(endpoint: Endpoint) -> list[int]:
     return sorted(found)
 
 
-def _refusal(status: int) -> dict[str, Any]:
+def _is_inference(endpoint: Endpoint) -> bool:
+    """Return whether the Open Inference Protocol says how errors look."""
+    return endpoint.path.startswith("/v2")
+
+
+def _refusal(status: int, *, inference: bool) -> dict[str, Any]:
     more = {401: ["WWW-Authenticate"], 429: ["Retry-After"]}.get(status, [])
+    schema = "InferenceError" if inference else "Error"
     return {
         "description": _WHY[status],
-        "headers": _headers(*more),
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+        "headers": _headers(*more, *(["X-Error-Code"] if inference else [])),
+        "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}},
     }
 
 
@@ -202,7 +220,7 @@ def _success(endpoint: Endpoint, by_type: dict[int, dict[str, Any]]) -> dict[str
 def _parameters(endpoint: Endpoint) -> list[dict[str, Any]]:
     found = [_parameter("path", name, _path(endpoint, name), required=True) for name in _named(endpoint)]
     found += [_parameter("query", name, _QUERY[name], required=name in _REQUIRED) for name in endpoint.query]
-    if endpoint.method == "POST" and not isinstance(endpoint.guard, Public):
+    if endpoint.method == "POST" and not isinstance(endpoint.guard, Public) and not _is_inference(endpoint):
         key = {
             "type": "string",
             "pattern": "^[!-~]{8,128}$",

@@ -36,6 +36,14 @@ from modelkeep_platform.http.bodies import BODY_TIMEOUT_S, IDENTITY, content_enc
 from modelkeep_platform.http.management import CallerSource, bearer
 from modelkeep_platform.http.refusals import CALLER, Notes, noted
 from modelkeep_platform.http.v2_json import NAMES, check_outputs, encode_answer, parse_request
+from modelkeep_platform.http.v2_operations import (
+    ModelMetadata,
+    ModelReady,
+    ServerLive,
+    ServerMetadata,
+    ServerReady,
+    TensorMetadata,
+)
 from modelkeep_platform.http.watch import ACTION, CODE, INFER, ROUTE, matched
 from modelkeep_platform.limits.service import RequestLimitError, RequestLimits
 from modelkeep_platform.limits.service import headers as limit_headers
@@ -155,12 +163,12 @@ class DataPlane:
             case ["health", "live"]:
                 matched(scope, "GET /v2/health/live", None)
                 _method(method, "GET")
-                return 200, b'{"live":true}'
+                return 200, msgspec.json.encode(ServerLive(live=True))
             case ["health", "ready"]:
                 matched(scope, "GET /v2/health/ready", None)
                 _method(method, "GET")
                 await asyncio.to_thread(self._ready)
-                return 200, b'{"ready":true}'
+                return 200, msgspec.json.encode(ServerReady(ready=True))
             case []:
                 matched(scope, "GET /v2", None)
                 _method(method, "GET")
@@ -304,23 +312,23 @@ def _too_large() -> TooLargeError:
 
 
 def _server() -> bytes:
-    return msgspec.json.encode({"name": "modelkeep", "version": __version__, "extensions": []})
+    return msgspec.json.encode(ServerMetadata(name="modelkeep", version=__version__, extensions=[]))
 
 
 def _ready(name: str) -> bytes:
-    return msgspec.json.encode({"name": name, "ready": True})
+    return msgspec.json.encode(ModelReady(name=name, ready=True))
 
 
 def _metadata(name: str, servable: ServableVersion) -> bytes:
-    def shown(tensors: Any) -> list[dict[str, Any]]:  # noqa: ANN401 -- inputs or outputs
-        return [{"name": t.name, "datatype": NAMES[t.dtype], "shape": t.shape} for t in tensors]
+    def shown(tensors: Any) -> list[TensorMetadata]:  # noqa: ANN401 -- inputs or outputs
+        return [TensorMetadata(name=t.name, datatype=NAMES[t.dtype], shape=list(t.shape)) for t in tensors]
 
     return msgspec.json.encode(
-        {
-            "name": name,
-            "platform": "modelkeep_graph",
-            "versions": [str(servable.version)],
-            "inputs": shown(servable.graph.inputs),
-            "outputs": shown(servable.graph.outputs),
-        }
+        ModelMetadata(
+            name=name,
+            platform="modelkeep_graph",
+            versions=[str(servable.version)],
+            inputs=shown(servable.graph.inputs),
+            outputs=shown(servable.graph.outputs),
+        )
     )

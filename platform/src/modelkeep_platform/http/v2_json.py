@@ -8,7 +8,7 @@ numbers outside the datatype, ragged data, data that disagrees with the shape, a
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn
+from typing import Annotated, Any, Final, NoReturn
 
 import msgspec
 import numpy as np
@@ -41,7 +41,9 @@ _STRINGS_OF_AN_INPUT: Final = 6
 """`name`, `shape`, `datatype` and `data`, the name's value and the datatype's."""
 
 
-class _Input(msgspec.Struct, forbid_unknown_fields=True):
+class RequestInput(msgspec.Struct, forbid_unknown_fields=True):
+    """A tensor that is given; `data` is nested arrays of numbers, or one flat, row by row."""
+
     name: str
     shape: list[int]
     datatype: str
@@ -49,16 +51,20 @@ class _Input(msgspec.Struct, forbid_unknown_fields=True):
     parameters: dict[str, Any] = {}
 
 
-class _Output(msgspec.Struct, forbid_unknown_fields=True):
+class RequestOutput(msgspec.Struct, forbid_unknown_fields=True):
+    """An output that is wanted."""
+
     name: str
     parameters: dict[str, Any] = {}
 
 
-class _Request(msgspec.Struct, forbid_unknown_fields=True):
-    inputs: list[_Input]
-    id: str = ""
+class InferenceRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """What is to be predicted; `parameters.timeout_ms` bounds the wait, without `outputs` all are given."""
+
+    inputs: Annotated[list[RequestInput], msgspec.Meta(max_length=_MAX_TENSORS)]
+    id: Annotated[str, msgspec.Meta(max_length=_MAX_ID_CHARS)] = ""
     parameters: dict[str, Any] = {}
-    outputs: list[_Output] = []
+    outputs: Annotated[list[RequestOutput], msgspec.Meta(max_length=_MAX_TENSORS)] = []
 
 
 def _nested(number: type) -> list[msgspec.json.Decoder[Any]]:
@@ -71,7 +77,7 @@ def _nested(number: type) -> list[msgspec.json.Decoder[Any]]:
     return decoders
 
 
-_request: Final = msgspec.json.Decoder(_Request)
+_request: Final = msgspec.json.Decoder(InferenceRequest)
 _floats: Final = _nested(float)
 _ints: Final = _nested(int)
 _bools: Final = _nested(bool)
@@ -116,10 +122,6 @@ def parse_request(body: bytes) -> InferRequest:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise MalformedError("the body is not JSON", code="invalid_json") from exc
     _check_envelope(body, request)
-    if len(request.inputs) > _MAX_TENSORS or len(request.outputs) > _MAX_TENSORS:
-        raise MalformedError(f"a request has at most {_MAX_TENSORS} inputs and outputs", code="invalid_body")
-    if len(request.id) > _MAX_ID_CHARS:
-        raise MalformedError(f"the `id` has at most {_MAX_ID_CHARS} characters", code="invalid_body")
     inputs = {item.name: _tensor(item) for item in request.inputs}
     outputs = tuple(item.name for item in request.outputs)
     if len(inputs) != len(request.inputs) or len(set(outputs)) != len(outputs):
@@ -127,7 +129,7 @@ def parse_request(body: bytes) -> InferRequest:
     return InferRequest(inputs=inputs, outputs=outputs, id=request.id, timeout_s=_timeout_s(request.parameters))
 
 
-def _check_envelope(body: bytes, request: _Request) -> None:
+def _check_envelope(body: bytes, request: InferenceRequest) -> None:
     """Check names and depth of everything but the data, which the typed decoders check.
 
     A tensor's data is found by its address in the body and left out; scanning megabytes of numbers for names
@@ -146,7 +148,7 @@ def _check_envelope(body: bytes, request: _Request) -> None:
     strictjson.check_structure(b"0".join([*kept, body[at:]]), max_depth=_ENVELOPE_DEPTH)
 
 
-def _holds_each_once(body: bytes, request: _Request) -> bool:
+def _holds_each_once(body: bytes, request: InferenceRequest) -> bool:
     """Return whether every string of the text is one that was decoded, once: then no name can be there twice.
 
     What was decoded stands in the text at least once. Were anything there twice, or a name with its default, there
@@ -167,7 +169,7 @@ def _address(buffer: Any) -> int:  # noqa: ANN401 -- anything with the buffer pr
     return address
 
 
-def _tensor(item: _Input) -> Tensor:
+def _tensor(item: RequestInput) -> Tensor:
     name = item.name[:80]
     dtype = DTYPES.get(item.datatype)
     if dtype is None:

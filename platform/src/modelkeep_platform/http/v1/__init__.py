@@ -18,6 +18,7 @@ from modelkeep_platform.http.v1 import governance, people
 from modelkeep_platform.http.v1.models import endpoints as model_endpoints
 from modelkeep_platform.http.v1.training import endpoints as training_endpoints
 from modelkeep_platform.http.v1.uploads import endpoints as upload_endpoints
+from modelkeep_platform.http.v2_operations import operations
 from modelkeep_platform.identity.issuer_keys import IssuerKeys
 from modelkeep_platform.identity.members import MemberService
 from modelkeep_platform.identity.registry import TenantRegistry
@@ -67,7 +68,7 @@ def all_endpoints(
 
     @cache
     def described() -> bytes:
-        return encode(openapi.document(found, version=__version__))
+        return encode(openapi.document([*found, *operations()], version=__version__))
 
     def document(_call: Call) -> Response:
         return Response(described(), media_type="application/json")
@@ -105,4 +106,4 @@ def description() -> dict[str, Any]:
         audit=absent,
         base_url="https://models.example",
     )
-    return openapi.document(endpoints, version=__version__)
+    return openapi.document([*endpoints, *operations()], version=__version__)
