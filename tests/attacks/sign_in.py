@@ -13,6 +13,7 @@ from fakes.asgi import AsgiClient
 from fakes.identity import BASE, PASSWORD, IdentityRoom
 from modelkeep_platform.audit.refusals import STRANGERS, RefusalNotes
 from modelkeep_platform.core.ids import PLATFORM
+from modelkeep_platform.core.refusals import Quota
 from modelkeep_platform.http.gateway import Gateway
 from modelkeep_platform.http.issuer import issuer_routes
 from services.evidence import MOVING, rows_of
@@ -79,7 +80,7 @@ async def _nothing() -> None: ...
 def site_of(room: IdentityRoom, base_url: str) -> Site:
     """Put the pages behind the gateway that counts strangers."""
     routes = issuer_routes(issuer=room.issuer, tenants=room.tenants, base_url=base_url, entropy=room.entropy)
-    notes = RefusalNotes(recorder=room.recorder, clock=room.clock, per_window=lambda _: 1)
+    notes = RefusalNotes(recorder=room.recorder, clock=room.clock, per_window=lambda _: Quota(1, 1))
     pages = Starlette(routes=routes)
     app = Gateway(management=pages, data_plane=pages, entropy=room.entropy, notes=notes, on_shutdown=_nothing)
     return Site(room, AsgiClient(app, base_url=base_url), notes)

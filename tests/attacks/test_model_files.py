@@ -39,6 +39,7 @@ from modelkeep_platform.core.errors import (
 )
 from modelkeep_platform.core.events import Outcome
 from modelkeep_platform.core.limits import MAX_GRAPH_BYTES
+from modelkeep_platform.core.refusals import Quota
 from modelkeep_platform.http.refusals import CALLER, noted
 from modelkeep_platform.http.status import status_of
 from modelkeep_platform.storage.pages import PageRequest
@@ -383,7 +384,7 @@ def hostile(room: ModelRoom, graph: object, code: str) -> CallerError:
     assert room.sealer.keys == set()
     # Nothing was begun; the edge notes the refusal.
     assert room.recorder.events == []
-    notes = RefusalNotes(recorder=room.recorder, clock=room.clock, per_window=lambda _: 1)
+    notes = RefusalNotes(recorder=room.recorder, clock=room.clock, per_window=lambda _: Quota(1, 1))
     route = "POST /v1/models/{name}/versions"
     error = noted(caught.value, {CALLER: ME}, notes=notes, action=Action.MODEL_CREATE, route=route)
     assert error is caught.value

@@ -48,6 +48,10 @@ def main(chosen: list[str]) -> int:
             figures.append((module.TITLE, found))
             progress(f"{name}: {time.monotonic() - began:.1f} s")
             print(as_table(found), flush=True)
+    for title, found in figures:
+        for figure in found:
+            for floor in figure.missed():
+                progress(f"missed: {title}, {figure.name}: {floor}")
     if not chosen:
         write(figures)
     return 0

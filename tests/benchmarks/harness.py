@@ -16,7 +16,10 @@ ROUNDS = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Floor:
-    """What a figure should reach: a bound of our own value, or of the ratio."""
+    """What a figure should reach: a bound of our own value, of the ratio, or both.
+
+    A value is met or missed by the machine, too; beside one stands a ratio, which any machine should reach.
+    """
 
     at_most: float | None = None
     at_least: float | None = None
@@ -64,20 +67,23 @@ class Figure:
         ours = f"{shown(statistics.median(self.ours))} {self.unit}"
         return [self.name, ours, self.against, theirs, ratio, spread, self._floor()]
 
+    def missed(self) -> list[str]:
+        """Return the floors that were not reached."""
+        return [floor for floor, held in self._floors() if not held]
+
     def _floor(self) -> str:
-        floor = self.floor
-        if floor is None:
-            return ""
-        value = statistics.median(self.ours)
-        if floor.ratio is not None:
-            return _held(f"ratio ≥ {floor.ratio:g}", held=statistics.median(self.ratios) >= floor.ratio)
+        return "; ".join(f"{floor}: {'held' if held else '**missed**'}" for floor, held in self._floors())
+
+    def _floors(self) -> list[tuple[str, bool]]:
+        floor, value = self.floor or Floor(), statistics.median(self.ours)
+        found = []
         if floor.at_most is not None:
-            return _held(f"≤ {shown(floor.at_most)} {self.unit}", held=value <= floor.at_most)
-        return _held(f"≥ {shown(floor.at_least or 0.0)} {self.unit}", held=value >= (floor.at_least or 0.0))
-
-
-def _held(text: str, *, held: bool) -> str:
-    return f"{text}: held" if held else f"{text}: **missed**"
+            found.append((f"≤ {shown(floor.at_most)} {self.unit}", value <= floor.at_most))
+        if floor.at_least is not None:
+            found.append((f"≥ {shown(floor.at_least)} {self.unit}", value >= floor.at_least))
+        if floor.ratio is not None:
+            found.append((f"ratio ≥ {floor.ratio:g}", statistics.median(self.ratios) >= floor.ratio))
+        return found
 
 
 def shown(value: float) -> str:

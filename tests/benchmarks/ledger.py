@@ -54,7 +54,7 @@ def measure(folder: Path) -> list[Figure]:
             against="bare SQLite, the same rows by hand, no fsync",
             theirs=one,
             more_is_better=True,
-            floor=Floor(at_least=1000),
+            floor=Floor(at_least=1000, ratio=0.02),
         ),
         Figure(
             name="reserve, charge, commit, each its own durable transaction",

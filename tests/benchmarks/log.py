@@ -58,7 +58,7 @@ def measure(folder: Path) -> list[Figure]:
             against="bare SQLite, the same bytes, one transaction",
             theirs=inserted,
             more_is_better=True,
-            floor=Floor(at_least=10_000),
+            floor=Floor(at_least=10_000, ratio=0.08),
         ),
         Figure(name="integration: index, tree, checkpoint", unit="entries/s", ours=integrated, more_is_better=True),
         Figure(

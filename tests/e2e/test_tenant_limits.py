@@ -164,6 +164,7 @@ CASES = {
     "concurrent_requests": Case(1, at_once, (429, "too_many_at_once")),
     "principal_concurrent_requests": Case(1, at_once, (429, "too_many_at_once")),
     "storage_mib": Case(0, upload, (409, "storage_exhausted")),
+    "principal_storage_mib": Case(0, upload, (409, "storage_exhausted")),
     "open_uploads": Case(0, upload, (409, "too_many_uploads")),
     "principal_open_uploads": Case(0, upload, (409, "too_many_uploads")),
     "active_jobs": Case(0, start_job, (429, "too_many_jobs")),
@@ -175,6 +176,7 @@ CASES = {
     "policy_versions": Case(1, publish, (409, "too_many_policies")),
     "idempotency_keys": Case(1, key, (429, "too_many_keys")),
     "refusals_per_minute": Case(1, refuse, (0, "counted")),
+    "principal_refusals_per_minute": Case(1, refuse, (0, "counted")),
 }
 
 

@@ -16,6 +16,7 @@ from modelkeep_platform.core.errors import ModelkeepError
 from modelkeep_platform.core.events import Event, Outcome
 from modelkeep_platform.core.ids import ObjectId, TenantId
 from modelkeep_platform.core.refs import Kind, ResourceRef, missing
+from modelkeep_platform.core.refusals import Quota
 from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.epoch import EpochWatcher
 from modelkeep_platform.storage.tables.access import active_policies, grants, policy_versions
@@ -59,7 +60,9 @@ class Process:
             recorder=recorder,
             epoch=self.epoch,
             clock=clock,
-            refusals_per_minute=lambda tenant: self.limits.of(tenant).refusals_per_minute,
+            refusals_per_minute=lambda tenant: Quota(
+                self.limits.of(tenant).refusals_per_minute, self.limits.of(tenant).principal_refusals_per_minute
+            ),
         )
         self.policies = PolicyService(
             database=database,

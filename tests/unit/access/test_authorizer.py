@@ -1,5 +1,6 @@
 """The authorizer: reasons, two sides, what is kept, and what is recorded of refusals."""
 
+import dataclasses
 import logging
 import threading
 from dataclasses import replace
@@ -19,6 +20,7 @@ from modelkeep_platform.core.errors import ForbiddenError, NotFoundError, Unavai
 from modelkeep_platform.core.events import Event, Outcome
 from modelkeep_platform.core.ids import PLATFORM, ObjectId, PrincipalId, TenantId
 from modelkeep_platform.core.refs import PLATFORM_REF, Kind, ResourceRef, collection, missing
+from modelkeep_platform.core.refusals import Quota
 
 DEVELOPER = tenant_caller(ACME, Role.DEVELOPER)
 ANALYST = tenant_caller(ACME, Role.ANALYST)
@@ -331,7 +333,12 @@ def test_a_decision_made_while_a_policy_changed_is_not_kept_for_the_new_epoch(
 
 
 def log_of(room: AccessRoom, *, per_window: int) -> RefusalLog:
-    return RefusalLog(database=room.database, recorder=room.recorder, clock=room.clock, per_window=lambda _: per_window)
+    return RefusalLog(
+        database=room.database,
+        recorder=room.recorder,
+        clock=room.clock,
+        per_window=lambda _: Quota(per_window, per_window),
+    )
 
 
 @pytest.fixture
@@ -361,6 +368,21 @@ def test_beyond_the_quota_of_a_minute_refusals_are_counted_and_the_count_recorde
     )
     assert summary.facts == {"unrecorded": 3, "since": began, "window_s": 60}
     assert single.action == Action.MODEL_DELETE
+
+
+def test_one_account_takes_no_more_than_its_part_of_its_tenants_quota(room: AccessRoom, decision: Any) -> None:
+    log = RefusalLog(
+        database=room.database,
+        recorder=room.recorder,
+        clock=room.clock,
+        per_window=lambda _: Quota(tenant=3, principal=2),
+    )
+    other = dataclasses.replace(ANALYST, principal=PrincipalId("usr_other"))
+    for caller in (*[ANALYST] * 5, *[other] * 5):
+        log.record(caller, decision)
+    assert [event.actor for event in room.recorder.events] == [ANALYST, ANALYST, other]
+    log.flush()
+    assert room.recorder.events[-1].facts["unrecorded"] == 7
 
 
 def test_a_tenant_has_its_own_quota(room: AccessRoom, decision: Any) -> None:

@@ -8,7 +8,7 @@ from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.errors import UnavailableError
 from modelkeep_platform.core.events import Event, Outcome
 from modelkeep_platform.core.ids import PLATFORM
-from modelkeep_platform.core.refusals import SUMMARY, WINDOW_S
+from modelkeep_platform.core.refusals import SUMMARY, WINDOW_S, Quota
 
 
 class Stubborn(FakeRecorder):
@@ -29,7 +29,7 @@ def recorder() -> Stubborn:
 
 @pytest.fixture
 def notes(recorder: Stubborn, clock: FakeClock) -> RefusalNotes:
-    return RefusalNotes(recorder=recorder, clock=clock, per_window=lambda _: 3, max_sources=4)
+    return RefusalNotes(recorder=recorder, clock=clock, per_window=lambda _: Quota(3, 3), max_sources=4)
 
 
 def refuse(notes: RefusalNotes, times: int = 1) -> None:

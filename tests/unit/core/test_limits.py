@@ -35,3 +35,4 @@ def test_no_other_limit_is_known() -> None:
 
 def test_storage_is_said_in_mebibytes() -> None:
     assert TenantLimits(storage_mib=3).storage_bytes == 3 * MIB
+    assert TenantLimits(principal_storage_mib=2).principal_storage_bytes == 2 * MIB

@@ -18,13 +18,13 @@ from fakes.rooms import (
     training_spec,
 )
 from modelkeep_platform.core.errors import ConflictError
-from modelkeep_platform.core.limits import TenantLimits
+from modelkeep_platform.core.limits import MIB, TenantLimits
 from modelkeep_platform.jobs.queue import JobState
 from modelkeep_platform.storage.tables.datasets import datasets
 from modelkeep_platform.storage.tables.jobs import jobs
 from modelkeep_platform.storage.transactions import System
 from modelkeep_platform.training.endings import LEFTOVERS_S
-from modelkeep_platform.uploads.usage import stored_bytes
+from modelkeep_platform.uploads.usage import check_room, stored_bytes
 from modelkeep_platform.workers.channel_sync import SyncChannel
 
 ME = tenant_caller()
@@ -42,9 +42,9 @@ def declared(room: TrainingRoom, table: sa.Table, column: sa.ColumnElement[Any])
     return int(row["n"])
 
 
-def stored(room: TrainingRoom) -> dict[str, int]:
+def stored(room: TrainingRoom, principal: str | None = None) -> dict[str, int]:
     with room.database.tenant(ME.tenant, by=System(reason="test"), read_only=True) as tx:
-        return stored_bytes(tx)
+        return stored_bytes(tx, principal)
 
 
 def keeps_a_checkpoint_and_dies(channel: SyncChannel) -> None:
@@ -64,6 +64,29 @@ def test_datasets_count_while_they_are_there(room: TrainingRoom) -> None:
     assert stored(room)["datasets"] == ROWS + declared(room, datasets, datasets.c.spec)
     room.uploads.abort(ME, upload.id)
     assert stored(room)["uploads"] == 0
+
+
+def test_what_one_account_made_is_counted_by_itself_and_bounded(room: TrainingRoom) -> None:
+    other = tenant_caller(name="another")
+    assert other.principal != ME.principal
+    room.run(honest)
+    room.training.create(ME, training_spec(into="second"))
+    room.send({**CELLS, "name": "more"}, cells())
+    assert stored(room, ME.principal) == stored(room)
+    assert all(stored(room).values())
+    assert not any(stored(room, other.principal).values())
+    used = sum(stored(room).values())
+    with room.database.tenant(ME.tenant, by=System(reason="test")) as tx:
+        for principal, limits, whose in (
+            (ME.principal, TenantLimits(principal_storage_mib=0), "this account's"),
+            (other.principal, TenantLimits(storage_mib=0), "this tenant's"),
+        ):
+            with pytest.raises(ConflictError, match=whose) as caught:
+                check_room(tx, wanted_bytes=1, limits=limits, principal=principal)
+            assert (caught.value.error_code, caught.value.details["used_bytes"]) == ("storage_exhausted", used)
+        check_room(tx, wanted_bytes=MIB, limits=TenantLimits(principal_storage_mib=1), principal=other.principal)
+        with pytest.raises(ConflictError):
+            check_room(tx, wanted_bytes=MIB, limits=TenantLimits(principal_storage_mib=1), principal=ME.principal)
 
 
 def test_declarations_that_were_given_up_do_not_pile_up(room: TrainingRoom) -> None:

@@ -1,4 +1,4 @@
-"""Records refusals, up to a quota for each tenant and minute; what is beyond it is counted, and the count recorded.
+"""Records refusals, up to a quota for each tenant, principal and minute; what is beyond it is counted, and so recorded.
 
 The count goes into the tenant's log with the first refusal after the minute, or with `flush`, which the server calls
 every ten minutes and when it stops. A process that is killed loses the counts since then, no more.
@@ -13,7 +13,7 @@ from modelkeep_platform.core.decisions import Decision
 from modelkeep_platform.core.events import Event, Outcome
 from modelkeep_platform.core.ids import TenantId
 from modelkeep_platform.core.ports import Clock, Recorder
-from modelkeep_platform.core.refusals import RefusalWindow, RefusalWindows, summary
+from modelkeep_platform.core.refusals import Quota, RefusalWindow, RefusalWindows, summary
 from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.transactions import System
 
@@ -31,7 +31,7 @@ class RefusalLog:
     """
 
     def __init__(
-        self, *, database: Database, recorder: Recorder, clock: Clock, per_window: Callable[[TenantId], int]
+        self, *, database: Database, recorder: Recorder, clock: Clock, per_window: Callable[[TenantId], Quota]
     ) -> None:
         self._database = database
         self._recorder = recorder
@@ -39,7 +39,7 @@ class RefusalLog:
 
     def record(self, caller: Caller, decision: Decision) -> None:
         """Record that `caller` was refused, or count it; commits before it returns."""
-        ended, recordable = self._windows.admit(caller.tenant)
+        ended, recordable = self._windows.admit(caller.tenant, caller.principal)
         self._write(caller.tenant, ended, [_refusal(caller, decision)] if recordable else [])
 
     def flush(self, *, unfinished: bool = True) -> None:

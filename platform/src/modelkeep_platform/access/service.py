@@ -26,6 +26,7 @@ from modelkeep_platform.core.errors import CallerError, ForbiddenError, NotFound
 from modelkeep_platform.core.ids import TenantId
 from modelkeep_platform.core.ports import Clock, EpochSource, Recorder
 from modelkeep_platform.core.refs import ResourceRef
+from modelkeep_platform.core.refusals import Quota
 from modelkeep_platform.storage.database import Database
 from modelkeep_platform.telemetry.logs import fields
 
@@ -54,7 +55,8 @@ class PolicyAuthorizer:
         recorder: writes refusals.
         epoch: what cached decisions live by.
         clock: ends grants.
-        refusals_per_minute: says how many refusals of a tenant are entries of their own each minute.
+        refusals_per_minute: says how many refusals of a tenant, and of one principal, are entries of their own each
+            minute.
     """
 
     def __init__(
@@ -65,7 +67,7 @@ class PolicyAuthorizer:
         recorder: Recorder,
         epoch: EpochSource,
         clock: Clock,
-        refusals_per_minute: Callable[[TenantId], int],
+        refusals_per_minute: Callable[[TenantId], Quota],
     ) -> None:
         self._store = store
         self._refusals = RefusalLog(database=database, recorder=recorder, clock=clock, per_window=refusals_per_minute)

@@ -13,6 +13,7 @@ from modelkeep_platform.audit.log import AuditLog
 from modelkeep_platform.audit.refusals import RefusalNotes
 from modelkeep_platform.core.ids import PLATFORM
 from modelkeep_platform.core.limits import MIB, TenantLimits
+from modelkeep_platform.core.refusals import Quota
 from modelkeep_platform.keys.platform_secrets import Ed25519Signer, PlatformSecrets
 from modelkeep_platform.keys.roots.file import FileRootKey
 from modelkeep_platform.keys.service import KeyService
@@ -61,7 +62,7 @@ class Ground:
             recorder=self.log,
             clock=clock,
             # A fifth: what no policy decided is less worth keeping one by one.
-            per_window=lambda tenant: max(1, self._refusals_here(limits.last_known(tenant)) // 5),
+            per_window=lambda tenant: self._refusals_here(limits.last_known(tenant), part=5),
         )
         self.authorizer = PolicyAuthorizer(
             database=database,
@@ -85,9 +86,12 @@ class Ground:
             for part in (self.database, self.epoch, self.integrator, self.log, self.refusals, self.authorizer):
                 last_first.callback(part.close)
 
-    def _refusals_here(self, limits: TenantLimits) -> int:
-        """Return this process's part of the refusals that all of them record one by one each minute."""
-        return max(1, limits.refusals_per_minute // self.epoch.processes)
+    def _refusals_here(self, limits: TenantLimits, *, part: int = 1) -> Quota:
+        """Return this process's part of the refusals that are recorded one by one each minute, or a `part` of that."""
+        divided = part * self.epoch.processes
+        return Quota(
+            max(1, limits.refusals_per_minute // divided), max(1, limits.principal_refusals_per_minute // divided)
+        )
 
     def _prepare(self) -> None:
         """Make the platform's own keys, once."""

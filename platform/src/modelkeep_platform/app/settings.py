@@ -47,6 +47,7 @@ class Settings:
         tenant_concurrent_requests: requests of one tenant that are under way at once, over all server processes.
         principal_concurrent_requests: those of one member or service account, over all server processes.
         tenant_storage_mib: what one tenant's models, datasets, checkpoints and open uploads may occupy, in MiB.
+        principal_storage_mib: what one member or service account made of these may occupy, in MiB.
         tenant_open_uploads: uploads that one tenant may have begun and not ended.
         principal_open_uploads: those of one member or service account.
         tenant_active_jobs: jobs that one tenant may have queued or running.
@@ -59,6 +60,7 @@ class Settings:
         tenant_idempotency_keys: Idempotency-Keys of one tenant that are kept for a day.
         tenant_refusals_per_minute: policy's refusals of one tenant that are log entries of their own each minute, of
             each server process an equal part, the rest is counted; of refusals that no policy decided a fifth of it.
+        principal_refusals_per_minute: those of one member or service account, in the same way.
         max_workers: worker processes for predictions at once, in each server process.
         max_connections: open connections, in each server process.
         source_connections: open connections of one address, of IPv6 a /64, in each server process; 0 behind a proxy.
@@ -83,6 +85,7 @@ class Settings:
     tenant_concurrent_requests: int = _OF_ALL.concurrent_requests
     principal_concurrent_requests: int = _OF_ALL.principal_concurrent_requests
     tenant_storage_mib: int = _OF_ALL.storage_mib
+    principal_storage_mib: int = _OF_ALL.principal_storage_mib
     tenant_open_uploads: int = _OF_ALL.open_uploads
     principal_open_uploads: int = _OF_ALL.principal_open_uploads
     tenant_active_jobs: int = _OF_ALL.active_jobs
@@ -94,6 +97,7 @@ class Settings:
     tenant_policy_versions: int = _OF_ALL.policy_versions
     tenant_idempotency_keys: int = _OF_ALL.idempotency_keys
     tenant_refusals_per_minute: int = _OF_ALL.refusals_per_minute
+    principal_refusals_per_minute: int = _OF_ALL.principal_refusals_per_minute
     max_workers: int = 32
     max_connections: int = 4096
     source_connections: int = 1024

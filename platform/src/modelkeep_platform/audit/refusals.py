@@ -22,7 +22,7 @@ from modelkeep_platform.core.errors import UnavailableError
 from modelkeep_platform.core.events import Event, Outcome
 from modelkeep_platform.core.ids import PLATFORM, TenantId
 from modelkeep_platform.core.ports import Clock, Recorder
-from modelkeep_platform.core.refusals import WINDOW_S, RefusalWindow, RefusalWindows, summary
+from modelkeep_platform.core.refusals import WINDOW_S, Quota, RefusalWindow, RefusalWindows, summary
 from modelkeep_platform.core.sources import subscriber
 
 MAX_SOURCES: Final = 200
@@ -54,7 +54,7 @@ class RefusalNotes:
         *,
         recorder: Recorder,
         clock: Clock,
-        per_window: Callable[[TenantId], int],
+        per_window: Callable[[TenantId], Quota],
         max_sources: int = MAX_SOURCES,
     ) -> None:
         self._recorder = recorder
@@ -95,7 +95,7 @@ class RefusalNotes:
         Raises:
             UnavailableError: the log takes no entries at present.
         """
-        ended, recordable = self._windows[outcome].admit(caller.tenant)
+        ended, recordable = self._windows[outcome].admit(caller.tenant, caller.principal)
         if ended is not None:
             self._queue_count(caller.tenant, ended, outcome)
         if not recordable:

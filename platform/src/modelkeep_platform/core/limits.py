@@ -47,6 +47,7 @@ class TenantLimits:
         concurrent_requests: requests that are under way at once, over all server processes.
         principal_concurrent_requests: those of one member or service account.
         storage_mib: MiB of models, datasets, checkpoints and open uploads together.
+        principal_storage_mib: MiB of what one member or service account made of them.
         open_uploads: uploads that were begun and neither completed nor given up.
         principal_open_uploads: those of one member or service account.
         active_jobs: jobs queued or running.
@@ -59,6 +60,7 @@ class TenantLimits:
         idempotency_keys: Idempotency-Keys of a day, of all its principals together.
         refusals_per_minute: refusals that are log entries of their own each minute, of each server process an equal
             part; the rest is counted.
+        principal_refusals_per_minute: those of one member or service account.
     """
 
     requests_per_minute: int = _limit(60_000, least=1)
@@ -67,6 +69,7 @@ class TenantLimits:
     concurrent_requests: int = _limit(64, least=1)
     principal_concurrent_requests: int = _limit(64, least=1)
     storage_mib: int = _limit(200 * 1024)
+    principal_storage_mib: int = _limit(200 * 1024)
     open_uploads: int = _limit(64)
     principal_open_uploads: int = _limit(64)
     active_jobs: int = _limit(20)
@@ -78,11 +81,17 @@ class TenantLimits:
     policy_versions: int = _limit(1_000)
     idempotency_keys: int = _limit(50_000, least=1)
     refusals_per_minute: int = _limit(600, least=1)
+    principal_refusals_per_minute: int = _limit(600, least=1)
 
     @property
     def storage_bytes(self) -> int:
         """Return `storage_mib` in bytes."""
         return self.storage_mib * MIB
+
+    @property
+    def principal_storage_bytes(self) -> int:
+        """Return `principal_storage_mib` in bytes."""
+        return self.principal_storage_mib * MIB
 
 
 LIMITS: Final[Mapping[str, tuple[int, int]]] = {item.name: item.metadata["range"] for item in fields(TenantLimits)}

@@ -4,24 +4,32 @@ A caller that hammers on closed doors fills a counter, not the log; the count be
 """
 
 import threading
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
 
 from modelkeep_platform.core.events import Event, Outcome
-from modelkeep_platform.core.ids import TenantId
+from modelkeep_platform.core.ids import PrincipalId, TenantId
 from modelkeep_platform.core.ports import Clock
 
 WINDOW_S: Final = 60
 SUMMARY: Final = "refusal:summary"
 
 
+class Quota(NamedTuple):
+    """How many refusals are recorded singly each minute: of a tenant, and of one principal of it."""
+
+    tenant: int
+    principal: int
+
+
 @dataclass(slots=True)
 class RefusalWindow:
-    """One tenant's minute: since when, in seconds, how many were recorded singly, and how many only counted."""
+    """One tenant's minute: since when, in seconds, whose were recorded singly, and how many only counted."""
 
     began_at: int
-    recorded: int = 0
+    recorded: Counter[PrincipalId] = field(default_factory=Counter)
     counted: int = 0
 
 
@@ -33,27 +41,27 @@ class RefusalWindows:
         per_window: says how many refusals of a tenant are recorded singly each minute.
     """
 
-    def __init__(self, *, clock: Clock, per_window: Callable[[TenantId], int]) -> None:
+    def __init__(self, *, clock: Clock, per_window: Callable[[TenantId], Quota]) -> None:
         self._clock = clock
         self._per_window = per_window
         self._windows: dict[TenantId, RefusalWindow] = {}
         self._lock = threading.Lock()
 
-    def admit(self, tenant: TenantId) -> tuple[RefusalWindow | None, bool]:
-        """Take one refusal in.
+    def admit(self, tenant: TenantId, principal: PrincipalId) -> tuple[RefusalWindow | None, bool]:
+        """Take one refusal of `principal` in.
 
         Returns:
             The minute that this one ended, if it has a count to be recorded; and whether this refusal is recorded
             singly rather than counted.
         """
-        now, per_window = self._clock.now_s(), self._per_window(tenant)
+        now, quota = self._clock.now_s(), self._per_window(tenant)
         with self._lock:
             ended, window = None, self._windows.get(tenant)
             if window is None or now >= window.began_at + WINDOW_S:
                 ended = window if window is not None and window.counted else None
                 window = self._windows[tenant] = RefusalWindow(now)
-            admitted = window.recorded < per_window
-            window.recorded += admitted
+            admitted = window.recorded.total() < quota.tenant and window.recorded[principal] < quota.principal
+            window.recorded += Counter({principal: 1}) if admitted else Counter()
             window.counted += not admitted
             return ended, admitted
 

@@ -77,11 +77,6 @@ class MechanismPlan:
         """What the noisy sum is divided by: the public q · N_public, never the realised batch size."""
         return self.sample_rate * self.n_public
 
-    @property
-    def noise_std(self) -> float:
-        """The standard deviation σ · C of the noise on the sum."""
-        return self.noise_multiplier * self.clip_norm
-
     def step_cost(self, grid: OrderGrid) -> Vector:
         """Return what one step costs at each order of `grid`."""
         return grid.step(noise_multiplier=self.noise_multiplier, sample_rate=self.sample_rate)

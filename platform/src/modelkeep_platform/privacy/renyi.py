@@ -69,11 +69,6 @@ def improved_epsilon(*, divergence: float, order: float, delta: float) -> float:
     return max(0.0, divergence + (log_c(order) - math.log(delta)) / (order - 1.0))
 
 
-def classical_epsilon(*, divergence: float, order: float, delta: float) -> float:
-    """Convert by Mironov's first bound, rdp - log δ / (α - 1); looser, kept to compare with older figures."""
-    return max(0.0, divergence - math.log(delta) / (order - 1.0))
-
-
 def _log_excess_integer(sigma: float, q: float, order: int) -> float:
     # A - 1 = sum over k >= 2 of C(α,k) (1-q)^(α-k) q^k (exp(k(k-1)/2σ²) - 1): the binomial terms sum to one.
     k = np.arange(2, order + 1, dtype=np.float64)

@@ -286,7 +286,7 @@ class TrainingService:
         with self._database.platform() as tx:
             own, owners = tx.as_tenant(caller.tenant), tx.as_tenant(prepared.dataset.owner)
             stored = _stored_bytes(prepared)
-            self._uploads.check_room(own, stored)
+            self._uploads.check_room(own, stored, principal=caller.principal)
             reservation = None
             if plan is not None:
                 reservation = self._ledger.reserve(owners, prepared.dataset.id, job_id, plan).id

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _CHUNK: Final = 4 * 1024 * 1024
 _MICROBATCH: Final = 256
+_GRADIENTS_PART: Final = 4
+"""Of the worker's memory, so much is for per-sample gradients when the job does not say how many rows at once."""
 
 
 def train(channel: SyncChannel, limits: Limits) -> None:
@@ -41,7 +43,7 @@ def train(channel: SyncChannel, limits: Limits) -> None:
     channel.send(Frame(kind=READY))
     job = channel.receive()
     try:
-        _Job(channel, job).work()
+        _Job(channel, job, memory_bytes=limits.memory_bytes).work()
     except _StoppedError:
         return
     except ModelkeepError as exc:
@@ -58,7 +60,7 @@ class _StoppedError(Exception):
 
 
 class _Job:
-    def __init__(self, channel: SyncChannel, job: Frame) -> None:
+    def __init__(self, channel: SyncChannel, job: Frame, *, memory_bytes: int) -> None:
         import msgspec
 
         from modelkeep_platform.datasets.spec import parse as parse_dataset
@@ -67,6 +69,7 @@ class _Job:
         from modelkeep_platform.training.spec import JobSpec
 
         self._channel = channel
+        self._memory_bytes = memory_bytes
         self._spec: JobSpec = msgspec.convert(job.fields["spec"], JobSpec)
         plan = job.fields["plan"]
         self._plan = None if plan is None else MechanismPlan(**plan)
@@ -146,7 +149,7 @@ class _Job:
     ) -> dict[str, Any]:
         import dataclasses
 
-        from modelkeep_platform.privacy.engine import PrivateGradient
+        from modelkeep_platform.privacy.engine import PrivateGradient, rows_within
         from modelkeep_platform.privacy.mechanism import build_mechanism
         from modelkeep_platform.telemetry.system import SystemEntropy
 
@@ -155,9 +158,12 @@ class _Job:
         optimizer = self._optimizer(module)
         mechanism = build_mechanism(self._plan, entropy=SystemEntropy(), records=len(features))
         gradient = PrivateGradient(module=module, loss_fn=self._loss(), plan=self._plan, noise=mechanism.noise)
+        # By the model alone, which says nothing of the rows.
+        fitting = rows_within(module, memory_bytes=self._memory_bytes // _GRADIENTS_PART)
+        size = self._spec.microbatch or min(_MICROBATCH, fitting)
         for _ in self._steps(module, optimizer):
             indices = mechanism.sampler.sample()
-            gradient.compute(self._microbatches(features, targets, indices))
+            gradient.compute(self._microbatches(features, targets, indices, size))
             optimizer.step()
         return dataclasses.asdict(mechanism.ran())
 
@@ -176,7 +182,7 @@ class _Job:
             indices = order[at : at + count].numpy()
             at += count
             optimizer.zero_grad()
-            for rows, wanted in self._microbatches(features, targets, indices):
+            for rows, wanted in self._microbatches(features, targets, indices, self._spec.microbatch or _MICROBATCH):
                 loss = loss_fn(module(rows), wanted).sum() / count
                 loss.backward()
             optimizer.step()
@@ -200,11 +206,10 @@ class _Job:
                     self._send(self._state(module, optimizer), step + 1)
 
     def _microbatches(
-        self, features: "torch.Tensor", targets: "torch.Tensor | None", indices: "npt.NDArray[np.int64]"
+        self, features: "torch.Tensor", targets: "torch.Tensor | None", indices: "npt.NDArray[np.int64]", size: int
     ) -> "Iterator[tuple[torch.Tensor, torch.Tensor]]":
         import torch
 
-        size = self._spec.microbatch or _MICROBATCH
         for at in range(0, len(indices), size):
             chosen = torch.from_numpy(indices[at : at + size])
             rows = features[chosen]

@@ -131,7 +131,7 @@ class UploadService:
                     "operator for more",
                     code="too_many_uploads",
                 )
-        self.check_room(tx, size_bytes)
+        self.check_room(tx, size_bytes, principal=caller.principal)
         if create_key:
             self._sealer.create_key(tx, tx.owner, object_id)
         now = self._clock.now_s()
@@ -157,9 +157,9 @@ class UploadService:
         self._recorder.record(tx, upload_event(upload, Outcome.INTENT, by=caller, facts=facts))
         return upload
 
-    def check_room(self, tx: TenantTransaction, wanted_bytes: int) -> None:
-        """Return when the tenant may store `wanted_bytes` more; raises ConflictError (`storage_exhausted`)."""
-        check_room(tx, wanted_bytes=wanted_bytes, limit_bytes=self._limits.of(tx.owner).storage_bytes)
+    def check_room(self, tx: TenantTransaction, wanted_bytes: int, *, principal: str) -> None:
+        """Return when both may store `wanted_bytes` more; raises ConflictError (`storage_exhausted`)."""
+        check_room(tx, wanted_bytes=wanted_bytes, limits=self._limits.of(tx.owner), principal=principal)
 
     def open_uploads(self, tx: TenantTransaction) -> int:
         """Return how many uploads the tenant has begun and not ended."""

@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from modelkeep_platform.core.errors import ConflictError
-from modelkeep_platform.core.limits import MIB
+from modelkeep_platform.core.limits import MIB, TenantLimits
 from modelkeep_platform.core.refs import Kind
 from modelkeep_platform.storage.tables.datasets import datasets
 from modelkeep_platform.storage.tables.jobs import jobs
@@ -23,36 +23,52 @@ _UNDER_WAY = ("open", "ending")
 _READY = "ready"
 
 
-def stored_bytes(tx: TenantTransaction) -> dict[str, int]:
-    """Return how many bytes the tenant of `tx` occupies, by kind of thing."""
+def stored_bytes(tx: TenantTransaction, principal: str | None = None) -> dict[str, int]:
+    """Return how many bytes the tenant of `tx` occupies, by kind of thing.
+
+    Args:
+        tx: an open transaction of the tenant.
+        principal: who made what is counted; None for all.
+    """
     weights = sa.case((model_versions.c.state == _READY, model_versions.c.weights_bytes), else_=0)
     graphs = sa.func.length(model_versions.c.graph_sealed)
     return {
-        "models": _sum(tx, model_versions, weights + graphs),
-        "datasets": _datasets(tx),
-        "uploads": _sum(tx, uploads, uploads.c.size_bytes, uploads.c.state.in_(_UNDER_WAY)),
-        "jobs": _sum(tx, jobs, jobs.c.stored_bytes + sa.func.length(jobs.c.payload)),
+        "models": _sum(tx, model_versions, weights + graphs, *_by(model_versions.c.created_by, principal)),
+        "datasets": _datasets(tx, principal),
+        "uploads": _sum(
+            tx, uploads, uploads.c.size_bytes, uploads.c.state.in_(_UNDER_WAY), *_by(uploads.c.principal, principal)
+        ),
+        "jobs": _sum(tx, jobs, jobs.c.stored_bytes + sa.func.length(jobs.c.payload), *_by(jobs.c.principal, principal)),
     }
 
 
-def check_room(tx: TenantTransaction, *, wanted_bytes: int, limit_bytes: int) -> None:
-    """Return when `wanted_bytes` more fit the tenant's storage.
+def check_room(tx: TenantTransaction, *, wanted_bytes: int, limits: TenantLimits, principal: str) -> None:
+    """Return when `wanted_bytes` more fit the tenant's storage, and what of it `principal` may have made.
 
     Raises:
         ConflictError: they do not. Waiting does not help, deleting does: a state, and no question of how often.
     """
-    used = sum(stored_bytes(tx).values())
-    if used + wanted_bytes > limit_bytes:
-        raise ConflictError(
-            f"this tenant's storage of {limit_bytes // MIB} MiB is used up: {used // MIB} MiB are taken; delete models "
-            "or datasets, or ask the platform's operator for more",
-            code="storage_exhausted",
-            details={"limit_bytes": limit_bytes, "used_bytes": used, "wanted_bytes": wanted_bytes},
-        )
+    for whose, maker, limit_bytes in (
+        ("this account's", principal, limits.principal_storage_bytes),
+        ("this tenant's", None, limits.storage_bytes),
+    ):
+        used = sum(stored_bytes(tx, maker).values())
+        if used + wanted_bytes > limit_bytes:
+            raise ConflictError(
+                f"{whose} storage of {limit_bytes // MIB} MiB is used up: {used // MIB} MiB are taken; delete models "
+                "or datasets, or ask the platform's operator for more",
+                code="storage_exhausted",
+                details={"limit_bytes": limit_bytes, "used_bytes": used, "wanted_bytes": wanted_bytes},
+            )
 
 
-def _datasets(tx: TenantTransaction) -> int:
-    found = tx.all(tx.select(datasets, datasets.c.id, datasets.c.state, sa.func.length(datasets.c.spec).label("n")))
+def _by(column: sa.Column[str], principal: str | None) -> tuple[sa.ColumnElement[bool], ...]:
+    return () if principal is None else (column == principal,)
+
+
+def _datasets(tx: TenantTransaction, principal: str | None) -> int:
+    columns = (datasets.c.id, datasets.c.state, sa.func.length(datasets.c.spec).label("n"))
+    found = tx.all(tx.select(datasets, *columns).where(*_by(datasets.c.created_by, principal)))
     ready = {row["id"] for row in found if row["state"] == _READY}
     sizes = tx.select(uploads, uploads.c.object_id, uploads.c.size_bytes).where(
         uploads.c.kind == Kind.DATASET, uploads.c.state.not_in(_UNDER_WAY)

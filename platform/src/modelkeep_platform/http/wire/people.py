@@ -62,6 +62,7 @@ class LimitChanges(Body):
     concurrent_requests: Change = msgspec.UNSET
     principal_concurrent_requests: Change = msgspec.UNSET
     storage_mib: Change = msgspec.UNSET
+    principal_storage_mib: Change = msgspec.UNSET
     open_uploads: Change = msgspec.UNSET
     principal_open_uploads: Change = msgspec.UNSET
     active_jobs: Change = msgspec.UNSET
@@ -73,6 +74,7 @@ class LimitChanges(Body):
     policy_versions: Change = msgspec.UNSET
     idempotency_keys: Change = msgspec.UNSET
     refusals_per_minute: Change = msgspec.UNSET
+    principal_refusals_per_minute: Change = msgspec.UNSET
 
 
 class NewTenant(Body):
