@@ -2,7 +2,8 @@
 
 import shutil
 import sqlite3
-import threading
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,9 +11,6 @@ import pytest
 
 from modelkeep_platform.app import platform
 from modelkeep_platform.core.ids import ObjectId
-from modelkeep_platform.storage.blobs import LocalBlobs
-from modelkeep_platform.storage.database import Database
-from modelkeep_platform.uploads.orphans import Orphans
 from services.house import GRAPH, ROWS, SCHEMA, WEIGHTS, House, ServerThread, job, wait_until
 
 pytestmark = pytest.mark.e2e
@@ -56,24 +54,32 @@ def test_what_is_left_later_goes_while_the_server_runs(house: House, monkeypatch
     assert house.acme.clients["developer"].models.download("model").weights == WEIGHTS
 
 
+CLEANER = """
+import sys
+from pathlib import Path
+
+from modelkeep_platform.storage.blobs import LocalBlobs
+from modelkeep_platform.storage.database import Database
+from modelkeep_platform.uploads.orphans import Orphans
+
+data = Path(sys.argv[1])
+orphans = Orphans(database=Database(f"sqlite:///{data / 'platform.db'}"), blobs=LocalBlobs(data / "blobs"))
+while True:
+    orphans.clear()
+    print(".", end="", flush=True)
+"""
+
+
 def test_a_cleaner_that_never_rests_takes_nothing_of_what_is_being_made(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    house: House, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     house.server.close()
     monkeypatch.setattr(platform, "_EXPIRY_S", 0.05)
     house.server = ServerThread(house.made)
-    # A second process's, over connections of its own.
-    database = Database(f"sqlite:///{house.made.data / 'platform.db'}")
-    other = Orphans(database=database, blobs=LocalBlobs(house.made.data / "blobs"))
-    stop, rounds = threading.Event(), [0]
-
-    def clean() -> None:
-        while not stop.is_set():
-            other.clear()
-            rounds[0] += 1
-
-    cleaning = threading.Thread(target=clean)
-    cleaning.start()
+    rounds = tmp_path / "rounds"
+    with rounds.open("wb") as counted:
+        other = subprocess.Popen([sys.executable, "-c", CLEANER, str(house.made.data)], stdout=counted)
+    wait_until(lambda: rounds.stat().st_size, "a second process to clean")
     app = house.acme.clients["developer"]
     try:
         small = {"dataset": "open", "privacy": None, "checkpoint_every": 1}
@@ -85,10 +91,11 @@ def test_a_cleaner_that_never_rests_takes_nothing_of_what_is_being_made(
                 house.acme.admin.models.delete(f"m{number % 2}", version=1 + number // 3)
         assert [app.jobs.wait(job_id).state for job_id in running] == ["succeeded"] * 3
     finally:
-        stop.set()
-        cleaning.join()
-        database.close()
-    assert rounds[0] > 10
+        still = other.poll() is None
+        other.kill()
+        other.wait()
+    assert still
+    assert rounds.stat().st_size > 10
     for name in ("m0", "m1", "m2", "t0", "t1", "t2"):
         for version in app.models.versions(name):
             found = app.models.download(name, version=version.version)
