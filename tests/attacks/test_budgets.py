@@ -290,7 +290,12 @@ def test_a_crash_at_each_write_leaves_charged_what_was_charged(tmp_path: Path, p
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     """A platform where jobs wait until they are let run: what moves by itself would change rows meanwhile."""
-    house = House(Path(tmp_path_factory.mktemp("budgets")), tenant_running_jobs=0, tenant_refusals_per_minute=1_000_000)
+    house = House(
+        Path(tmp_path_factory.mktemp("budgets")),
+        tenant_running_jobs=0,
+        tenant_refusals_per_minute=1_000_000,
+        principal_refusals_per_minute=1_000_000,
+    )
     house.fill()
     yield house
     house.close()

@@ -559,7 +559,7 @@ class Edge:
     """A whole platform, and somebody who may upload to it."""
 
     def __init__(self, folder: Path) -> None:
-        self.house = House(folder, tenant_refusals_per_minute=1_000_000)
+        self.house = House(folder, tenant_refusals_per_minute=1_000_000, principal_refusals_per_minute=1_000_000)
         self.evidence = Evidence(self.house)
         self.http = self.house.http(self.house.acme.clients["developer"])
 

@@ -389,7 +389,11 @@ def test_a_grant_moved_to_another_owner_gives_nothing(room: AccessRoom) -> None:
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    house = House(Path(tmp_path_factory.mktemp("policies")), tenant_refusals_per_minute=1_000_000)
+    house = House(
+        Path(tmp_path_factory.mktemp("policies")),
+        tenant_refusals_per_minute=1_000_000,
+        principal_refusals_per_minute=1_000_000,
+    )
     house.fill()
     house.acme.clients["developer"].models.upload("model", graph=GRAPH, weights=WEIGHTS)
     yield house

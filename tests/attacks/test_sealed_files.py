@@ -484,7 +484,11 @@ def vault(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vault]:
     with pytest.MonkeyPatch.context() as patch:
         for module in (artifacts, rows):
             patch.setattr(module, "MAX_PART_BYTES", PART_BYTES)
-        house = House(Path(tmp_path_factory.mktemp("sealed")), tenant_refusals_per_minute=1_000_000)
+        house = House(
+            Path(tmp_path_factory.mktemp("sealed")),
+            tenant_refusals_per_minute=1_000_000,
+            principal_refusals_per_minute=1_000_000,
+        )
         yield Vault(house)
         house.close()
 

@@ -51,7 +51,11 @@ ANSWERS: list[Any] = CHECKS.get_by_names(
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     # Each refusal is an entry of its own, however many there are.
-    house = House(Path(tmp_path_factory.mktemp("contract")), tenant_refusals_per_minute=1_000_000)
+    house = House(
+        Path(tmp_path_factory.mktemp("contract")),
+        tenant_refusals_per_minute=1_000_000,
+        principal_refusals_per_minute=1_000_000,
+    )
     made = Site(house)
     yield made
     made.served.close()

@@ -13,7 +13,11 @@ from services.house import House
 @pytest.fixture(scope="package")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     """A platform with Acme, Globex and things of both; each refusal is an entry of its own, however many there are."""
-    house = House(Path(tmp_path_factory.mktemp("isolation")), tenant_refusals_per_minute=1_000_000)
+    house = House(
+        Path(tmp_path_factory.mktemp("isolation")),
+        tenant_refusals_per_minute=1_000_000,
+        principal_refusals_per_minute=1_000_000,
+    )
     house.fill()
     house.fill(house.globex)
     yield house
