@@ -17,13 +17,13 @@ from modelkeep_platform.access.shipped import OWN_SIDE, compiled, shipped
 from modelkeep_platform.access.validation import validate, warnings_of
 from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.callers import PrincipalKind, Role, TenantCaller
-from modelkeep_platform.core.errors import ConflictError, IntegrityError, MalformedError, UnprocessableError
+from modelkeep_platform.core.errors import ConflictError, IntegrityError, UnprocessableError
 from modelkeep_platform.core.events import Event, Outcome
 from modelkeep_platform.core.ids import ObjectId, PrincipalId, RequestId, TenantId
 from modelkeep_platform.core.ports import Authorizer, Clock, EpochSource, LimitSource, Recorder
 from modelkeep_platform.core.refs import Kind, ResourceRef, collection, missing
 from modelkeep_platform.storage.database import Database
-from modelkeep_platform.storage.pages import Page, PageRequest, page_of
+from modelkeep_platform.storage.pages import Page, PageRequest, not_ours, page_of
 from modelkeep_platform.storage.tables.access import active_policies, policy_versions
 from modelkeep_platform.storage.transactions import PlatformTransaction, Row, TenantTransaction
 
@@ -266,7 +266,7 @@ def _cursor(page: PageRequest) -> int | None:
     if not after:
         return None
     if not (after.isascii() and after.isdigit() and len(after) <= len(str(_MAX_VERSION))):
-        raise MalformedError("the cursor is not one that this platform gave out", code="invalid_page")
+        raise not_ours()
     return int(after)
 
 

@@ -13,13 +13,13 @@ from modelkeep_platform.audit.merkle import leaf_hash
 from modelkeep_platform.audit.tree import Nodes, consistency_proof, inclusion_proof
 from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.callers import Caller
-from modelkeep_platform.core.errors import IntegrityError, MalformedError, UnprocessableError
+from modelkeep_platform.core.errors import IntegrityError, UnprocessableError
 from modelkeep_platform.core.ids import ObjectId, TenantId
 from modelkeep_platform.core.ports import Authorizer, Sealer, Signer
 from modelkeep_platform.core.refs import Kind, collection, missing
 from modelkeep_platform.core.sealing import Purpose, Suite
 from modelkeep_platform.storage.database import Database
-from modelkeep_platform.storage.pages import Page, PageRequest, page_of
+from modelkeep_platform.storage.pages import Page, PageRequest, not_ours, page_of
 from modelkeep_platform.storage.tables.audit import audit_checkpoints, audit_entries
 from modelkeep_platform.storage.transactions import PlatformTransaction, Row
 
@@ -237,7 +237,7 @@ def _note(tx: PlatformTransaction, size: int) -> str:
 
 def _sequence(after: str) -> int:
     if not (after.isascii() and after.isdigit() and len(after) <= _SEQUENCE_DIGITS):
-        raise MalformedError("the cursor is not one that this platform gave out", code="invalid_page")
+        raise not_ours()
     return int(after)
 
 

@@ -17,7 +17,7 @@ from modelkeep_platform.core.callers import Caller, OperatorCaller, TenantCaller
 from modelkeep_platform.core.errors import ForbiddenError, MalformedError, UnauthenticatedError
 from modelkeep_platform.core.ids import RequestId
 from modelkeep_platform.core.limits import DEFAULT_PAGE, MAX_JSON_BYTES
-from modelkeep_platform.storage.pages import PageRequest
+from modelkeep_platform.storage.pages import PageRequest, not_ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class Call:
         """Return the page asked for by `limit` and `cursor`."""
         limit, cursor = self.integer("limit"), self.query.get("cursor")
         if cursor is not None and not _CURSOR.match(cursor):
-            raise MalformedError("the cursor is not one that this platform gave out", code="invalid_page")
+            raise not_ours()
         return PageRequest(limit=DEFAULT_PAGE if limit is None else limit, cursor=cursor)
 
     def integer(self, name: str) -> int | None:

@@ -14,9 +14,10 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from modelkeep_platform.core.errors import ConflictError, MalformedError, RateLimitedError
+from modelkeep_platform.core.errors import ConflictError, RateLimitedError
 from modelkeep_platform.core.ids import TenantId, new_object_id
 from modelkeep_platform.core.ports import Clock, Entropy, LimitSource
+from modelkeep_platform.storage.pages import not_ours
 from modelkeep_platform.storage.tables.jobs import job_lines, jobs
 from modelkeep_platform.storage.transactions import PlatformTransaction, Row, TenantTransaction
 
@@ -355,7 +356,7 @@ class JobQueue:
         if after:
             at, _, job_id = after.partition("/")
             if not _NUMBER.fullmatch(at):
-                raise MalformedError("the cursor is not one that this platform gave out", code="invalid_page")
+                raise not_ours()
             query = query.where(
                 sa.or_(jobs.c.created_at < int(at), sa.and_(jobs.c.created_at == int(at), jobs.c.id < job_id))
             )

@@ -11,7 +11,7 @@ from typing import Final
 from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.callers import TenantCaller
 from modelkeep_platform.core.decisions import Attributes, Decision
-from modelkeep_platform.core.errors import ConflictError, MalformedError, ModelkeepError, UnprocessableError
+from modelkeep_platform.core.errors import ConflictError, ModelkeepError, UnprocessableError
 from modelkeep_platform.core.events import Outcome
 from modelkeep_platform.core.ids import ObjectId, TenantId, check_name
 from modelkeep_platform.core.ports import Authorizer, EpochSource, LimitSource, Recorder
@@ -23,7 +23,7 @@ from modelkeep_platform.models.values import Model, ModelVersion, ServableVersio
 from modelkeep_platform.models.versions import Versions
 from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.names import TenantDirectory, resolve
-from modelkeep_platform.storage.pages import Page, PageRequest, page_of
+from modelkeep_platform.storage.pages import Page, PageRequest, not_ours, page_of
 from modelkeep_platform.storage.tables.models import model_aliases, model_versions, models
 from modelkeep_platform.storage.transactions import Row, System, TenantTransaction
 from modelkeep_platform.uploads.artifacts import Artifacts
@@ -98,7 +98,7 @@ class ModelService:
         decision = self._require(caller, Action.MODEL_READ, name)
         before = version_number(page.after() or str(MAX_VERSION))
         if before is None:
-            raise MalformedError("the cursor is not one that this platform gave out", code="invalid_page")
+            raise not_ours()
         with self._database.tenant(decision.ref.owner, by=decision, read_only=True) as tx:
             query = tx.select(model_versions).where(
                 model_versions.c.model_id == decision.ref.object_id,

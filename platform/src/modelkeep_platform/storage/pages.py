@@ -44,10 +44,10 @@ class PageRequest:
         try:
             key = base64.urlsafe_b64decode(self.cursor.encode("ascii")).decode("utf-8")
         except (UnicodeError, binascii.Error) as exc:
-            raise _not_ours() from exc
+            raise not_ours() from exc
         # The decoder passes over what is no base64; only the one spelling that was given out is taken back.
         if not key or _cursor(key) != self.cursor:
-            raise _not_ours()
+            raise not_ours()
         return key
 
 
@@ -69,5 +69,6 @@ def _cursor(key: str) -> str:
     return base64.urlsafe_b64encode(key.encode()).decode("ascii")
 
 
-def _not_ours() -> MalformedError:
+def not_ours() -> MalformedError:
+    """Return the refusal of a cursor whose key is none of the list's."""
     return MalformedError("the cursor is not one that this platform gave out", code="invalid_page")

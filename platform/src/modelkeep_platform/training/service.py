@@ -16,7 +16,7 @@ import msgspec
 from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.callers import TenantCaller
 from modelkeep_platform.core.decisions import Decision
-from modelkeep_platform.core.errors import MalformedError, RateLimitedError
+from modelkeep_platform.core.errors import RateLimitedError
 from modelkeep_platform.core.events import Event, Facts, Outcome
 from modelkeep_platform.core.ids import ObjectId, TenantId
 from modelkeep_platform.core.ports import Authorizer, Recorder, Sealer
@@ -33,7 +33,7 @@ from modelkeep_platform.privacy.ledger import BudgetLedger
 from modelkeep_platform.privacy.ops import check_private_ops
 from modelkeep_platform.privacy.plan import MechanismPlan
 from modelkeep_platform.storage.database import Database
-from modelkeep_platform.storage.pages import Page, PageRequest, page_of
+from modelkeep_platform.storage.pages import Page, PageRequest, not_ours, page_of
 from modelkeep_platform.storage.tables.training import training_jobs
 from modelkeep_platform.storage.transactions import System
 from modelkeep_platform.training import state
@@ -197,7 +197,7 @@ class TrainingService:
         after = page.after()
         start = int(after) if after.isascii() and after.isdigit() and len(after) < _CURSOR_CHARS else -1
         if after and start < 0:
-            raise MalformedError("the cursor is not one that this platform gave out", code="invalid_page")
+            raise not_ours()
         with self._database.tenant(caller.tenant, by=caller, read_only=True) as tx:
             lines = self._queue.lines(tx, job.id, after=start, limit=page.limit + 1)
         shown = [LogLine(at=line.at, text=line.text) for line in lines]
