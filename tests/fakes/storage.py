@@ -1,5 +1,7 @@
 """Databases as a migration leaves them, without its cost: every table, and the rows that the platform begins with."""
 
+import sqlite3
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -34,18 +36,40 @@ def fresh(url: str, *, durable: bool = True, tables: Sequence[sa.Table] | None =
 
 
 @contextmanager
-def writing(database: Database) -> Iterator[list[str]]:
-    """Collect every transaction that begins in order to write."""
-    begun: list[str] = []
+def statements(database: Database) -> Iterator[list[tuple[str, str]]]:
+    """Collect what SQLite runs in transactions that begin meanwhile: the thread's name, and the text with its values.
 
-    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        begun.extend([statement] if statement == "BEGIN IMMEDIATE" else [])
+    Complete when the block has ended; what follows the epoch has connections of its own, and is not seen.
+    """
+    ran: list[tuple[str, str]] = []
 
-    sa.event.listen(database.engine, "before_cursor_execute", note)
+    def note(statement: str) -> None:
+        ran.append((threading.current_thread().name, statement))
+
+    def watch(connection: sqlite3.Connection, *_: object) -> None:
+        connection.set_trace_callback(note)
+
+    def leave(connection: sqlite3.Connection, *_: object) -> None:
+        connection.set_trace_callback(None)
+
+    sa.event.listen(database.engine, "checkout", watch)
+    sa.event.listen(database.engine, "checkin", leave)
     try:
-        yield begun
+        yield ran
     finally:
-        sa.event.remove(database.engine, "before_cursor_execute", note)
+        sa.event.remove(database.engine, "checkout", watch)
+        sa.event.remove(database.engine, "checkin", leave)
+
+
+@contextmanager
+def writing(database: Database) -> Iterator[list[str]]:
+    """Collect every transaction that begins in order to write; complete when the block has ended."""
+    begun: list[str] = []
+    with statements(database) as ran:
+        try:
+            yield begun
+        finally:
+            begun.extend(text for _, text in ran if text == "BEGIN IMMEDIATE")
 
 
 def elsewhere(work: Callable[[], Result]) -> Result:

@@ -93,4 +93,4 @@ class Evidence:
             slugs = {row["id"]: row["slug"] for row in tx.all(sa.select(tenants))}
             rows = tx.all(sa.select(audit_entries).where(where).order_by(audit_entries.c.seq))
         bodies = [(row["tenant"], json.loads(row["body"])) for row in rows]
-        return [Entry(slugs.get(of, of), body["action"], body["outcome"], body["facts"]) for of, body in bodies]
+        return [Entry(str(slugs.get(of, of)), body["action"], body["outcome"], body["facts"]) for of, body in bodies]

@@ -1,23 +1,30 @@
 """What decisions are made from: kept for one epoch, bounded, and never better than what is stored."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import cedarpy
 import pytest
 import sqlalchemy as sa
 
 from fakes.access import BY, DATASET, MODEL, AccessRoom
 from fakes.core import ACME, GLOBEX, tenant_caller
+from modelkeep_platform.access import store
 from modelkeep_platform.access.engine import Verdict, question
+from modelkeep_platform.access.opinions import Opinions
 from modelkeep_platform.core.actions import Action
-from modelkeep_platform.core.ids import ObjectId
+from modelkeep_platform.core.ids import ObjectId, TenantId
 from modelkeep_platform.core.refs import Kind, ResourceRef
 from modelkeep_platform.storage.tables.access import active_policies, grants, policy_versions
 
+INITECH = TenantId("tnt_initech")
 PERMIT = '@id("all") permit (principal, action, resource);'
 ASKED = question(tenant_caller(), Action.MODEL_READ, MODEL, {}, granted=frozenset())
 
 
 def test_the_default_policy_says_nothing(room: AccessRoom) -> None:
     active = room.store.active_policy(ACME, epoch=1)
-    assert (active.version, active.policies, active.broken) == (1, None, None)
+    assert (active.version, active.opinions, active.broken) == (1, None, None)
     assert active.opinion(ASKED).verdict is Verdict.SILENT
 
 
@@ -29,6 +36,56 @@ def test_a_policy_is_read_once_an_epoch(room: AccessRoom, monkeypatch: pytest.Mo
     assert first.opinion(ASKED).policies == ("all",)
     with pytest.raises(TypeError):
         room.store.active_policy(ACME, epoch=8)
+
+
+def test_a_text_is_compiled_once_whatever_the_epoch_and_once_for_each_tenant(room: AccessRoom) -> None:
+    room.put_policy(ACME, PERMIT)
+    room.put_policy(GLOBEX, PERMIT)
+    first = room.store.active_policy(ACME, epoch=7)
+    assert first.opinions is not None
+    assert room.store.active_policy(ACME, epoch=8).opinions is first.opinions
+    assert room.store.active_policy(GLOBEX, epoch=8).opinions is not first.opinions
+
+
+def test_a_tenant_keeps_one_text_and_takes_no_other_tenants_place(
+    room: AccessRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "_COMPILED", 2)
+    room.put_policy(GLOBEX, PERMIT)
+    globex = room.store.active_policy(GLOBEX, epoch=1).opinions
+    for epoch in range(2, 6):
+        room.put_policy(ACME, PERMIT.replace("all", f"all-{epoch}"))
+        assert room.store.active_policy(ACME, epoch=epoch).opinion(ASKED).policies == (f"all-{epoch}",)
+    assert room.store.active_policy(GLOBEX, epoch=6).opinions is globex
+    assert len(room.store._texts._known) == 2
+    with room.database.tenant(INITECH, by=BY) as tx:
+        tx.insert(active_policies, version=0)
+    room.put_policy(INITECH, PERMIT)
+    assert room.store.active_policy(INITECH, epoch=6).opinions is not None
+    assert room.store._texts._known.keys() == {ACME, INITECH}, "of two that are kept, the one compiled first goes"
+
+
+def test_a_text_that_many_ask_for_at_once_is_compiled_once(room: AccessRoom, monkeypatch: pytest.MonkeyPatch) -> None:
+    room.put_policy(ACME, PERMIT)
+    made: list[cedarpy.PolicySet] = []
+
+    def slowly(policies: cedarpy.PolicySet, *, kept: int) -> Opinions:
+        made.append(policies)
+        time.sleep(0.05)
+        return Opinions(policies, kept=kept)
+
+    monkeypatch.setattr(store, "Opinions", slowly)
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda epoch: room.store.active_policy(ACME, epoch=epoch), range(8)))
+    assert len(made) == 1
+    assert {id(one.opinions) for one in found} == {id(found[0].opinions)}
+
+
+def test_another_text_has_opinions_of_its_own(room: AccessRoom) -> None:
+    room.put_policy(ACME, PERMIT)
+    assert room.store.active_policy(ACME, epoch=7).opinion(ASKED).verdict is Verdict.PERMIT
+    room.put_policy(ACME, PERMIT.replace("permit", "forbid"))
+    assert room.store.active_policy(ACME, epoch=8).opinion(ASKED).verdict is Verdict.FORBID
 
 
 def test_policies_of_tenants_are_kept_apart(room: AccessRoom) -> None:

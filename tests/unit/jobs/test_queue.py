@@ -3,9 +3,9 @@
 from collections.abc import Callable
 
 import pytest
-import sqlalchemy as sa
 
 from fakes.core import ACME, GLOBEX, FakeClock, FakeEntropy, FakeLimits
+from fakes.storage import statements
 from modelkeep_platform.core.errors import MalformedError, RateLimitedError
 from modelkeep_platform.core.ids import TenantId
 from modelkeep_platform.core.limits import TenantLimits
@@ -327,7 +327,6 @@ def test_a_forged_cursor_is_malformed(room: Room, after: str) -> None:
 def test_claiming_reads_no_payload_but_its_own(room: Room) -> None:
     room.add()
     room.add()
-    read: list[str] = []
-    sa.event.listen(room.database.engine, "before_cursor_execute", lambda *args: read.append(args[2]))
-    room.claim()
-    assert sum(jobs.c.payload.name in statement for statement in read) == 1
+    with statements(room.database) as ran:
+        room.claim()
+    assert sum(jobs.c.payload.name in statement for _, statement in ran) == 1

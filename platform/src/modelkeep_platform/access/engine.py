@@ -32,7 +32,7 @@ _TYPES: Final[Mapping[Kind, str]] = {
     Kind.POLICY: "Policy",
     Kind.AUDIT_LOG: "AuditLog",
 }
-_PRINCIPALS: Final = 1024
+_ENTITIES: Final = 1024
 _MAX_DIGITS: Final = 18  # of a Cedar long
 
 
@@ -111,7 +111,7 @@ class Question:
         return {
             "principal": {"type": f"Modelkeep::{self.principal_type}", "id": self.principal},
             "action": {"type": "Modelkeep::Action", "id": self.action},
-            "resource": self._resource,
+            "resource": _resource(self.ref),
             "context": json.dumps(context),
         }
 
@@ -122,13 +122,8 @@ class Question:
         Raises:
             ValueError: Cedar cannot read them: a name is no Unicode text.
         """
-        known = _principal(self.principal_type, self.principal, self.tenant, self.roles, self.name)
-        attributes = {"tenant": self.ref.owner, "granted": sorted(self.granted)}
-        return known.with_added_json_str(json.dumps([{"uid": self._resource, "attrs": attributes, "parents": []}]))
-
-    @property
-    def _resource(self) -> dict[str, str]:
-        return {"type": f"Modelkeep::{_TYPES[self.ref.kind]}", "id": self.ref.object_id}
+        principal = (self.principal_type, self.principal, self.tenant, self.roles, self.name)
+        return _entities(principal, self.ref, self.granted)
 
 
 def question(
@@ -178,11 +173,27 @@ def failed(error: str) -> Opinion:
     return Opinion(verdict=Verdict.FORBID, policies=(), error=error)
 
 
-@lru_cache(maxsize=_PRINCIPALS)
-def _principal(principal_type: str, principal: str, tenant: str, roles: tuple[str, ...], name: str) -> cedarpy.Entities:
-    uid = {"type": f"Modelkeep::{principal_type}", "id": principal}
-    attributes = {"tenant": tenant, "roles": roles, "name": name}
-    return cedarpy.Entities.from_json_str(json.dumps([{"uid": uid, "attrs": attributes, "parents": []}]))
+@lru_cache(maxsize=_ENTITIES)
+def _entities(
+    principal: tuple[str, str, str, tuple[str, ...], str], ref: ResourceRef, granted: frozenset[TenantId]
+) -> cedarpy.Entities:
+    # What policies do not see of a question is left out of it (`access.opinions`), so these come back often.
+    principal_type, principal_id, tenant, roles, name = principal
+    who = {"type": f"Modelkeep::{principal_type}", "id": principal_id}
+    about_who = {"tenant": tenant, "roles": roles, "name": name}
+    about_what = {"tenant": ref.owner, "granted": sorted(granted)}
+    return cedarpy.Entities.from_json_str(
+        json.dumps(
+            [
+                {"uid": who, "attrs": about_who, "parents": []},
+                {"uid": _resource(ref), "attrs": about_what, "parents": []},
+            ]
+        )
+    )
+
+
+def _resource(ref: ResourceRef) -> dict[str, str]:
+    return {"type": f"Modelkeep::{_TYPES[ref.kind]}", "id": ref.object_id}
 
 
 def _principal_type(caller: Caller) -> str:

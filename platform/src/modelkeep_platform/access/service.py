@@ -15,8 +15,9 @@ from functools import partial
 from typing import Final
 
 from modelkeep_platform.access.engine import Context, Question, Verdict, question
+from modelkeep_platform.access.opinions import Opinions
 from modelkeep_platform.access.refusals import RefusalLog
-from modelkeep_platform.access.shipped import OWN_SIDE, OWNER_SIDE, ShippedPolicies
+from modelkeep_platform.access.shipped import own_side, owner_side
 from modelkeep_platform.access.store import AccessStore, ActivePolicy
 from modelkeep_platform.core.actions import PLATFORM_ACTIONS, Action
 from modelkeep_platform.core.callers import Caller, OperatorCaller
@@ -73,8 +74,8 @@ class PolicyAuthorizer:
         self._refusals = RefusalLog(database=database, recorder=recorder, clock=clock, per_window=refusals_per_minute)
         self._epoch = epoch
         self._clock = clock
-        self._own_side = ShippedPolicies(OWN_SIDE)
-        self._owner_side = ShippedPolicies(OWNER_SIDE)
+        self._own_side = own_side()
+        self._owner_side = owner_side()
         self._decisions: EpochCache[tuple[object, ...], Decision] = EpochCache(_CACHED)
 
     def require(
@@ -163,8 +164,8 @@ class PolicyAuthorizer:
         active = None if isinstance(caller, OperatorCaller) else self._store.active_policy(caller.tenant, epoch=epoch)
         return self._says(self._own_side, active, caller.tenant, asked)
 
-    def _says(self, shipped: ShippedPolicies, active: ActivePolicy | None, tenant: TenantId, asked: Question) -> _Said:
-        opinions = [shipped.opinion(asked)]
+    def _says(self, shipped: Opinions, active: ActivePolicy | None, tenant: TenantId, asked: Question) -> _Said:
+        opinions = [shipped.about(asked)]
         if active is not None:
             opinions.append(active.opinion(asked))
         version = 0 if active is None else active.version

@@ -1,6 +1,7 @@
-"""What decisions are made from: each tenant's active policies, compiled once an epoch, and grants.
+"""What decisions are made from: each tenant's active policies and grants.
 
-Both are kept for the tenants and objects asked for last, and for one epoch only. A tenant whose active version is
+Both are read once an epoch and kept for the tenants and objects asked for last; a text is compiled once, and what it
+said is kept with it, whatever the epoch. A tenant whose active version is
 gone or is not what was published is not a tenant without policies: every decision about it is no. A grant that cannot
 be read gives nothing. That there is no grant is never kept: to ask for a foreign object then costs the same whether it
 is there or not.
@@ -8,13 +9,15 @@ is there or not.
 
 import hashlib
 import json
+import threading
 from dataclasses import dataclass
 from typing import Final
 
 import cedarpy
 import sqlalchemy as sa
 
-from modelkeep_platform.access.engine import SILENCE, Opinion, Question, ask, failed
+from modelkeep_platform.access.engine import SILENCE, Opinion, Question, failed
+from modelkeep_platform.access.opinions import Opinions
 from modelkeep_platform.core.actions import GRANTABLE
 from modelkeep_platform.core.epoch_cache import EpochCache
 from modelkeep_platform.core.ids import TenantId
@@ -25,6 +28,7 @@ from modelkeep_platform.storage.tables.access import active_policies, grants, po
 from modelkeep_platform.storage.transactions import System
 
 _COMPILED: Final = 256
+_OPINIONS: Final = 256  # of each tenant
 _GRANTS: Final = 4096
 _SYSTEM: Final = System(reason="decide a call")
 _ACTIVE: Final = PreparedSelect(active_policies, where=())
@@ -53,16 +57,14 @@ class ActivePolicy:
     """A tenant's active version, compiled; `broken` says why it cannot be asked."""
 
     version: int
-    policies: cedarpy.PolicySet | None = None
+    opinions: Opinions | None = None
     broken: str | None = None
 
     def opinion(self, asked: Question) -> Opinion:
         """Return what the tenant's own policies say."""
         if self.broken is not None:
             return failed(self.broken)
-        if self.policies is None:
-            return SILENCE
-        return ask(asked, self.policies)
+        return SILENCE if self.opinions is None else self.opinions.about(asked)
 
 
 class AccessStore:
@@ -74,6 +76,7 @@ class AccessStore:
 
     def __init__(self, *, database: Database) -> None:
         self._database = database
+        self._texts = _Texts()
         self._policies: EpochCache[TenantId, ActivePolicy] = EpochCache(_COMPILED)
         self._grants: EpochCache[tuple[ResourceRef, TenantId], tuple[ActiveGrant, ...]] = EpochCache(_GRANTS)
 
@@ -106,10 +109,9 @@ class AccessStore:
         if hashlib.sha256(text.encode()).hexdigest() != row["sha256"]:
             return ActivePolicy(version=version, broken="the stored policy text is not what was published")
         try:
-            policies = cedarpy.PolicySet.from_str(text)
+            return ActivePolicy(version=version, opinions=self._texts.opinions(tenant, text))
         except ValueError:
             return ActivePolicy(version=version, broken="the stored policy text does not parse")
-        return ActivePolicy(version=version, policies=policies if len(policies) else None)
 
     def _read_grants(self, ref: ResourceRef, grantee: TenantId) -> tuple[ActiveGrant, ...]:
         with self._database.tenant(ref.owner, by=_SYSTEM, read_only=True) as tx:
@@ -118,6 +120,30 @@ class AccessStore:
             ActiveGrant(id=row["id"], actions=_actions(row["actions"]), expires_at=row["expires_at"]) for row in rows
         )
         return tuple(grant for grant in found if grant.actions)
+
+
+class _Texts:
+    """The compiled text of each tenant: its newest alone, so that nobody takes another's place by publishing."""
+
+    def __init__(self) -> None:
+        self._known: dict[TenantId, tuple[str, Opinions | None]] = {}
+        self._compiling = threading.Lock()
+
+    def opinions(self, tenant: TenantId, text: str) -> Opinions | None:
+        """Return whom to ask, or None when the text holds no policy; raises ValueError when it does not parse."""
+        known = self._known.get(tenant)
+        if known is not None and known[0] == text:
+            return known[1]
+        # One at a time: after a change, every call that is under way arrives here at once.
+        with self._compiling:
+            known = self._known.pop(tenant, None)
+            if known is None or known[0] != text:
+                policies = cedarpy.PolicySet.from_str(text, release_gil=True)
+                known = text, Opinions(policies, kept=_OPINIONS) if len(policies) else None
+            self._known[tenant] = known
+            while len(self._known) > _COMPILED:
+                self._known.pop(next(iter(self._known)))
+            return known[1]
 
 
 def _actions(stored: str) -> frozenset[str]:

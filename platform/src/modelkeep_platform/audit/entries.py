@@ -7,9 +7,10 @@ own key, so that shredding the key blanks them and the log still verifies.
 
 import base64
 import hashlib
-import json
 from dataclasses import dataclass
 from typing import Any, Final
+
+import msgspec
 
 from modelkeep_platform.core.callers import Caller, TenantCaller
 from modelkeep_platform.core.events import Event
@@ -20,7 +21,7 @@ AUDIT_KEY: Final = ObjectId("audit-log")
 
 SALT_BYTES: Final = 32
 _LEAF_VERSION: Final = b"\x01"
-_encode: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
+_json: Final = msgspec.json.Encoder(order="sorted").encode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +87,3 @@ def _actor(actor: Caller | None) -> dict[str, str] | None:
         return None
     kind = str(actor.principal_kind) if isinstance(actor, TenantCaller) else "operator"
     return {"tenant": actor.tenant, "kind": kind}
-
-
-def _json(fields: dict[str, Any]) -> bytes:
-    return _encode(fields).encode()

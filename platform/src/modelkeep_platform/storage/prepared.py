@@ -2,8 +2,8 @@
 
 A statement that a transaction starts anew is built, checked and looked up each time it runs: ten times what it costs
 to run. A prepared one is checked once, when it is made, by the same rules, and carries the owner as a parameter that
-only a `TenantTransaction` sets. Whoever runs it passes exactly the parameters it names: one more would become a column
-that is set, one less an error of the database.
+only a `TenantTransaction` sets; its text goes to the driver itself (`storage.driver`). Whoever runs it passes exactly
+the parameters it names: one more or one less is a mistake that must not go unseen.
 """
 
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.sql import visitors
 
 from modelkeep_platform.core.ids import TenantId
+from modelkeep_platform.storage.driver import DriverStatement
 from modelkeep_platform.storage.scope import TenantScopeError, TenantStatement, check_reach, check_table
 
 _OWNER: Final = "modelkeep_owner"
@@ -23,7 +24,7 @@ class _Prepared:
 
     __slots__ = ("_names", "statement")
     _names: frozenset[str]
-    statement: TenantStatement
+    statement: DriverStatement
 
     def __init__(self, table: sa.Table, statement: TenantStatement, set_columns: tuple[str, ...] = ()) -> None:
         check_table(table)
@@ -35,7 +36,8 @@ class _Prepared:
         if set_columns and names & set(table.columns.keys()):
             message = "a condition's parameter is named like a column, which would set it; name it otherwise"
             raise ValueError(message)
-        object.__setattr__(self, "statement", statement.where(table.c.tenant_id == sa.bindparam(_OWNER)))
+        of_owner = statement.where(table.c.tenant_id == sa.bindparam(_OWNER))
+        object.__setattr__(self, "statement", DriverStatement(of_owner, set_columns or None))
         object.__setattr__(self, "_names", names.union(set_columns))
 
     def __setattr__(self, name: str, value: object) -> Never:

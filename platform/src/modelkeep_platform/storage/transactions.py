@@ -9,21 +9,22 @@ work that spans tenants (log integration, expiry, the job queue).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, Final, TypeAlias, cast
+from functools import lru_cache
+from typing import Any, Final, cast
 
 import sqlalchemy as sa
 from sqlalchemy.sql.dml import Delete, Update
 
 from modelkeep_platform.core.errors import IntegrityError
 from modelkeep_platform.core.ids import TenantId
+from modelkeep_platform.storage.driver import DriverStatement, Row
 from modelkeep_platform.storage.prepared import PreparedSelect, PreparedUpdate
 from modelkeep_platform.storage.scope import TenantScopeError, TenantStatement, check_reach, check_table
 from modelkeep_platform.storage.tables.epoch import epoch
 from modelkeep_platform.storage.tables.privacy import ledger_epochs
 
-Row: TypeAlias = sa.RowMapping
 _LEDGER_EPOCH: Final = sa.select(sa.func.max(ledger_epochs.c.number))
+_INSERTS: Final = 256
 _STARTED: Final = "modelkeep_started"
 
 
@@ -65,8 +66,7 @@ class _Transaction:
             message = f"{table.name} is not an append-only log"
             raise TenantScopeError(message)
         if rows:
-            # Values as parameters: the statement is compiled once, however many rows there are.
-            self._connection.execute(_insert_into(table), rows)
+            _insert_into(table, tuple(rows[0])).many(self._connection, rows)
 
 
 class PlatformTransaction(_Transaction):
@@ -110,7 +110,8 @@ class TenantTransaction(_Transaction):
         if "tenant_id" in values:
             message = "the owner is set by the transaction"
             raise TenantScopeError(message)
-        self._connection.execute(_insert_into(table), {"tenant_id": self.owner, **values})
+        row = {"tenant_id": self.owner, **values}
+        _insert_into(table, tuple(row)).change(self._connection, row)
 
     def update(self, table: sa.Table) -> Update:
         """Start an UPDATE of the owner's rows; run it with `change`."""
@@ -130,6 +131,9 @@ class TenantTransaction(_Transaction):
         Raises:
             TenantScopeError: the statement reaches beyond the owner's rows, or the parameters are not its own.
         """
+        # The exact type: a subclass could leave out what it does.
+        if type(statement) is PreparedSelect:
+            return statement.statement.all(self._connection, statement.bind(self.owner, parameters))
         return self._run(statement, parameters).mappings().all()
 
     def count(self, table: sa.Table, *where: sa.ColumnElement[bool]) -> int:
@@ -143,6 +147,8 @@ class TenantTransaction(_Transaction):
         Raises:
             TenantScopeError: the statement reaches beyond the owner's rows, or the parameters are not its own.
         """
+        if type(statement) is PreparedSelect:
+            return statement.statement.first(self._connection, statement.bind(self.owner, parameters))
         return self._run(statement, parameters).mappings().first()
 
     def change(self, statement: Update | Delete | PreparedUpdate, **parameters: object) -> int:
@@ -151,15 +157,16 @@ class TenantTransaction(_Transaction):
         Raises:
             TenantScopeError: the statement reaches beyond the owner's rows, or the parameters are not its own.
         """
+        if type(statement) is PreparedUpdate:
+            return statement.statement.change(self._connection, statement.bind(self.owner, parameters))
         return self._run(statement, parameters).rowcount
 
     def _run(
         self, statement: TenantStatement | PreparedSelect | PreparedUpdate, parameters: Mapping[str, object]
     ) -> sa.CursorResult[Any]:
-        # The exact types: a subclass could leave out what theirs do.
-        if type(statement) is PreparedSelect or type(statement) is PreparedUpdate:
-            bound = statement.bind(self.owner, parameters)
-            return cast("sa.CursorResult[Any]", self._connection.execute(statement.statement, bound))
+        if not isinstance(statement, sa.Select | Update | Delete):
+            message = f"{type(statement).__name__} is no statement to run this way"
+            raise TenantScopeError(message)
         started = statement.get_execution_options().get(_STARTED)
         if started is None or started[0] != self.owner or parameters:
             message = "this statement was neither started by this transaction nor prepared"
@@ -169,10 +176,9 @@ class TenantTransaction(_Transaction):
         return cast("sa.CursorResult[Any]", self._connection.execute(statement))
 
 
-@cache
-def _insert_into(table: sa.Table) -> sa.Insert:
-    # SQLAlchemy keeps what it worked out about a statement with the statement.
-    return sa.insert(table)
+@lru_cache(maxsize=_INSERTS)
+def _insert_into(table: sa.Table, columns: tuple[str, ...]) -> DriverStatement:
+    return DriverStatement(sa.insert(table), columns)
 
 
 __all__ = ["PlatformTransaction", "Row", "System", "TenantScopeError", "TenantTransaction"]
