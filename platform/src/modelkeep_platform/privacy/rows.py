@@ -1,6 +1,7 @@
 """Rows of the ledger's tables, to and from values; vectors of whole numbers and their sums."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -10,6 +11,7 @@ from modelkeep_platform.privacy.budgets import ChargeView, Reservation, Reservat
 from modelkeep_platform.privacy.grid import MICRO, UNITS, Vector
 from modelkeep_platform.privacy.plan import MechanismPlan
 
+_PLANS: Final = 256
 _MICRO_UNITS: Final = UNITS // MICRO
 _VECTOR: Final = msgspec.json.Decoder(Vector)
 _PLAN: Final = msgspec.json.Decoder(MechanismPlan)
@@ -30,14 +32,20 @@ def dump_plan(plan: MechanismPlan) -> str:
     return msgspec.json.encode(plan).decode()
 
 
+@lru_cache(maxsize=_PLANS)
+def _load_plan(text: str) -> MechanismPlan:
+    # A reservation's plan is read with each of its moves, and never changes.
+    return _PLAN.decode(text)
+
+
 def plus(left: Vector, right: Vector) -> Vector:
     """Add order by order."""
-    return tuple(a + b for a, b in zip(left, right, strict=True))
+    return tuple([a + b for a, b in zip(left, right, strict=True)])
 
 
 def times(vector: Vector, count: int) -> Vector:
     """Multiply each order by `count`."""
-    return tuple(unit * count for unit in vector)
+    return tuple([unit * count for unit in vector])
 
 
 def shown(units: int) -> float:
@@ -51,7 +59,7 @@ def reservation_of_row(row: Mapping[Any, Any]) -> Reservation:
         id=ObjectId(row["reservation_id"]),
         dataset_id=ObjectId(row["dataset_id"]),
         job_id=ObjectId(row["job_id"]),
-        plan=_PLAN.decode(row["plan"]),
+        plan=_load_plan(row["plan"]),
         steps=row["steps"],
         charged_steps=row["charged_steps"],
         state=ReservationState(row["state"]),

@@ -5,9 +5,8 @@ What SQLAlchemy does each time besides (keys, contexts, results with their metad
 statement takes (docs/adr/0113). A statement whose text depends on its values has no such text and is refused.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, Final, TypeAlias, TypeVar, final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, Literal, TypeAlias, TypeVar, final
 
 import sqlalchemy as sa
 from sqlalchemy.sql.dml import Delete, Insert, Update
@@ -42,31 +41,24 @@ class DriverStatement:
     def all(self, connection: sa.Connection, parameters: Mapping[str, object]) -> list[Row]:
         """Run it and return every row."""
         text = self._text(connection.dialect)
-        with text.running(connection) as cursor:
-            cursor.execute(text.sql, text.values(parameters))
-            found = cursor.fetchall()
+        found: list[Any] = text.run(connection, "execute", text.values(parameters), "fetchall")
         return [text.row(one) for one in found]
 
     def first(self, connection: sa.Connection, parameters: Mapping[str, object]) -> Row | None:
         """Run it and return the first row, or None."""
         text = self._text(connection.dialect)
-        with text.running(connection) as cursor:
-            cursor.execute(text.sql, text.values(parameters))
-            found = cursor.fetchone()
+        found = text.run(connection, "execute", text.values(parameters), "fetchone")
         return None if found is None else text.row(found)
 
     def change(self, connection: sa.Connection, parameters: Mapping[str, object]) -> int:
         """Run it and return how many rows it changed."""
         text = self._text(connection.dialect)
-        with text.running(connection) as cursor:
-            cursor.execute(text.sql, text.values(parameters))
-            return int(cursor.rowcount)
+        return int(text.run(connection, "execute", text.values(parameters), None))
 
     def many(self, connection: sa.Connection, rows: Sequence[Mapping[str, object]]) -> None:
         """Run it once for each row of parameters."""
         text = self._text(connection.dialect)
-        with text.running(connection) as cursor:
-            cursor.executemany(text.sql, [text.values(row) for row in rows])
+        text.run(connection, "executemany", [text.values(row) for row in rows], None)
 
     def _text(self, dialect: sa.Dialect) -> "_Text":
         # Two threads may compile the same text; either serves.
@@ -114,14 +106,20 @@ class _Text:
             raise ValueError(message)
         self._out: Final = _present((place, _from_driver(column.type, dialect)) for place, column in enumerate(read))
 
-    @contextmanager
-    def running(self, connection: sa.Connection) -> Iterator[Any]:
-        """Lend a cursor, and raise what goes wrong as SQLAlchemy does, so that nobody need know which way it went."""
+    def run(
+        self,
+        connection: sa.Connection,
+        how: Literal["execute", "executemany"],
+        values: Any,  # noqa: ANN401 -- as the driver takes them
+        then: Literal["fetchall", "fetchone"] | None,
+    ) -> Any:  # noqa: ANN401 -- rows as the driver gives them, or how many were changed
         driver = connection.dialect.loaded_dbapi
-        cursor = connection.connection.cursor()
+        cursor: Any = connection.connection.cursor()
         try:
-            yield cursor
+            getattr(cursor, how)(self.sql, values)
+            return cursor.rowcount if then is None else getattr(cursor, then)()
         except driver.Error as exc:
+            # As SQLAlchemy raises it, so that whoever catches one need not know which way a statement went.
             raise sa.exc.DBAPIError.instance(self.sql, None, exc, driver.Error, hide_parameters=True) from exc
         finally:
             cursor.close()
