@@ -4,7 +4,6 @@ Pure apart from the engine itself. An error in any policy is not silence: Cedar 
 which would turn a forbid into nothing, so an error forbids.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -12,6 +11,7 @@ from functools import cached_property, lru_cache
 from typing import Final, NamedTuple
 
 import cedarpy
+import msgspec
 
 from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.callers import Caller, OperatorCaller, PrincipalKind
@@ -112,7 +112,7 @@ class Question:
             "principal": {"type": f"Modelkeep::{self.principal_type}", "id": self.principal},
             "action": {"type": "Modelkeep::Action", "id": self.action},
             "resource": _resource(self.ref),
-            "context": json.dumps(context),
+            "context": _json(context),
         }
 
     @cached_property
@@ -183,13 +183,17 @@ def _entities(
     about_who = {"tenant": tenant, "roles": roles, "name": name}
     about_what = {"tenant": ref.owner, "granted": sorted(granted)}
     return cedarpy.Entities.from_json_str(
-        json.dumps(
+        _json(
             [
                 {"uid": who, "attrs": about_who, "parents": []},
                 {"uid": _resource(ref), "attrs": about_what, "parents": []},
             ]
         )
     )
+
+
+def _json(found: object) -> str:
+    return msgspec.json.encode(found).decode()
 
 
 def _resource(ref: ResourceRef) -> dict[str, str]:

@@ -16,6 +16,7 @@ from modelkeep_platform.core.callers import OperatorCaller, TenantCaller
 from modelkeep_platform.core.decisions import Decision
 from modelkeep_platform.core.ids import TenantId
 from modelkeep_platform.storage.blobs import FULL, StorageError
+from modelkeep_platform.storage.driver import run
 from modelkeep_platform.storage.tables.epoch import epoch
 from modelkeep_platform.storage.transactions import PlatformTransaction, System, TenantScopeError, TenantTransaction
 
@@ -100,7 +101,7 @@ class Database:
             with self._turn(read_only=read_only), self.engine.connect() as connection, connection.begin():
                 # Not in a listener to `begin`: with one, SQLAlchemy looks for listeners at each statement.
                 if self.engine.dialect.name == "sqlite":
-                    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+                    run(connection, "BEGIN" if read_only else "BEGIN IMMEDIATE")
                 yield connection
         except sa.exc.OperationalError as exc:
             name = getattr(exc.orig, "sqlite_errorname", "")

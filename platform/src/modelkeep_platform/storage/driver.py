@@ -41,24 +41,24 @@ class DriverStatement:
     def all(self, connection: sa.Connection, parameters: Mapping[str, object]) -> list[Row]:
         """Run it and return every row."""
         text = self._text(connection.dialect)
-        found: list[Any] = text.run(connection, "execute", text.values(parameters), "fetchall")
+        found: list[Any] = run(connection, text.sql, text.values(parameters), then="fetchall")
         return [text.row(one) for one in found]
 
     def first(self, connection: sa.Connection, parameters: Mapping[str, object]) -> Row | None:
         """Run it and return the first row, or None."""
         text = self._text(connection.dialect)
-        found = text.run(connection, "execute", text.values(parameters), "fetchone")
+        found = run(connection, text.sql, text.values(parameters), then="fetchone")
         return None if found is None else text.row(found)
 
     def change(self, connection: sa.Connection, parameters: Mapping[str, object]) -> int:
         """Run it and return how many rows it changed."""
         text = self._text(connection.dialect)
-        return int(text.run(connection, "execute", text.values(parameters), None))
+        return int(run(connection, text.sql, text.values(parameters)))
 
     def many(self, connection: sa.Connection, rows: Sequence[Mapping[str, object]]) -> None:
         """Run it once for each row of parameters."""
         text = self._text(connection.dialect)
-        text.run(connection, "executemany", [text.values(row) for row in rows], None)
+        run(connection, text.sql, [text.values(row) for row in rows], how="executemany")
 
     def _text(self, dialect: sa.Dialect) -> "_Text":
         # Two threads may compile the same text; either serves.
@@ -106,24 +106,6 @@ class _Text:
             raise ValueError(message)
         self._out: Final = _present((place, _from_driver(column.type, dialect)) for place, column in enumerate(read))
 
-    def run(
-        self,
-        connection: sa.Connection,
-        how: Literal["execute", "executemany"],
-        values: Any,  # noqa: ANN401 -- as the driver takes them
-        then: Literal["fetchall", "fetchone"] | None,
-    ) -> Any:  # noqa: ANN401 -- rows as the driver gives them, or how many were changed
-        driver = connection.dialect.loaded_dbapi
-        cursor: Any = connection.connection.cursor()
-        try:
-            getattr(cursor, how)(self.sql, values)
-            return cursor.rowcount if then is None else getattr(cursor, then)()
-        except driver.Error as exc:
-            # As SQLAlchemy raises it, so that whoever catches one need not know which way a statement went.
-            raise sa.exc.DBAPIError.instance(self.sql, None, exc, driver.Error, hide_parameters=True) from exc
-        finally:
-            cursor.close()
-
     def values(self, parameters: Mapping[str, object]) -> Any:  # noqa: ANN401 -- as the driver takes them
         values = {**self._fixed, **parameters}
         for name, convert in self._in:
@@ -137,6 +119,30 @@ class _Text:
         for place, convert in self._out:
             values[place] = convert(values[place])
         return dict(zip(self._names, values, strict=True))
+
+
+def run(
+    connection: sa.Connection,
+    sql: str,
+    values: Any = (),  # noqa: ANN401 -- as the driver takes them
+    *,
+    how: Literal["execute", "executemany"] = "execute",
+    then: Literal["fetchall", "fetchone"] | None = None,
+) -> Any:  # noqa: ANN401 -- rows as the driver gives them, or how many were changed
+    """Run text on the connection's own driver; what goes wrong is SQLAlchemy's error, so that nobody need know how.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: of the class that SQLAlchemy has for it, without the values.
+    """
+    driver = connection.dialect.loaded_dbapi
+    cursor: Any = connection.connection.cursor()
+    try:
+        getattr(cursor, how)(sql, values)
+        return cursor.rowcount if then is None else getattr(cursor, then)()
+    except driver.Error as exc:
+        raise sa.exc.DBAPIError.instance(sql, None, exc, driver.Error, hide_parameters=True) from exc
+    finally:
+        cursor.close()
 
 
 _Place = TypeVar("_Place", int, str)
