@@ -228,6 +228,24 @@ def test_job_slots(house: House, acme: httpx.Client, globex: httpx.Client, monke
     acme.post(f"/v1/jobs/{again.json()['id']}/cancel")
 
 
+def test_long_jobs_of_one_tenant_leave_another_a_place(house: House, acme: httpx.Client, globex: httpx.Client) -> None:
+    def states() -> list[str]:
+        return sorted(acme.get(f"/v1/jobs/{one}").json()["state"] for one in long)
+
+    endless = job(steps=5_000, sample_rate=0.1, privacy={"epsilon": 0.5, "clip_norm": 1.0})
+    long = [acme.post("/v1/jobs", json=endless).json()["id"] for _ in range(2)]
+    try:
+        wait_until(lambda: states() == ["queued", "running"], "one to run")
+        short = globex.post("/v1/jobs", json=job(privacy={"epsilon": 0.5, "clip_norm": 1.0})).json()["id"]
+        wait_until(lambda: globex.get(f"/v1/jobs/{short}").json()["state"] == "succeeded", "the other's job")
+        # The second took the free place neither before nor after.
+        assert states() == ["queued", "running"]
+    finally:
+        for one in long:
+            acme.post(f"/v1/jobs/{one}/cancel")
+    wait_until(lambda: states() == ["cancelled", "cancelled"], "both to end")
+
+
 # --- requests ---------------------------------------------------------------------------------------
 
 

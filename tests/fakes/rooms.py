@@ -235,7 +235,9 @@ class TrainingRoom(DataRoom):
             endings=self.job_endings,
         )
 
-    def dispatcher(self, runner: Runner, *, max_job_s: float = 600.0) -> Dispatcher:
+    def dispatcher(
+        self, runner: Runner, *, max_job_s: float = 600.0, max_silence_s: float = 600.0, slots: int = 2
+    ) -> Dispatcher:
         """Make a dispatcher that is not started: tests call `run_one`."""
         return Dispatcher(
             parts=Parts(
@@ -251,9 +253,11 @@ class TrainingRoom(DataRoom):
                 endings=self.job_endings,
                 epoch=self.epoch,
                 max_job_s=max_job_s,
+                max_silence_s=max_silence_s,
             ),
             runner=runner,
             entropy=self.entropy,
+            slots=slots,
         )
 
     def run(self, script: Callable[[SyncChannel], None], **changes: object) -> TrainingJob:

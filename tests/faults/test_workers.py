@@ -130,3 +130,42 @@ def test_every_moment_of_a_serving_worker(world: World, with_server: bool) -> No
     victim = replace(SERVING, with_server=with_server)
     for _death in sweep(world, lambda _n: predict(world), victim=victim, prepare=lambda _n: fresh(world)):
         predict(world, world.app)  # one that dies at this very instant is asked again
+
+
+def stopped(world: World, kind: str) -> int:
+    """Stop the one worker of a kind: it lives, holds its channel, and says nothing."""
+    wait_until(lambda: world.zygote.workers(kind), f"a {kind} worker")
+    (pid,) = world.zygote.workers(kind)
+    os.kill(pid, signal.SIGSTOP)
+    return pid
+
+
+def test_a_serving_worker_that_hangs_is_ended_and_the_next_prediction_has_another(world: World) -> None:
+    predict(world, world.app)
+    pid = stopped(world, "serving")
+    with pytest.raises(ServerError) as caught:
+        predict(world)
+    assert caught.value.code in {"deadline_exceeded", "worker_timeout", "worker_died"}
+    wait_until(lambda: not alive(pid), "the worker that hangs to be ended")
+    predict(world, world.app)
+    world.check()
+
+
+def test_a_job_whose_training_worker_hangs_keeps_its_lease_and_is_cancelled(world: World) -> None:
+    long = {**CHEAP, "steps": 400}
+    made = world.app.jobs.create(job(into="hangs", **long))
+    wait_until(lambda: world.app.jobs.get(made.id).progress.step > 0, "the job to run")
+    pid = stopped(world, "training")
+    leased = "SELECT lease_until FROM jobs WHERE id = ?"
+    before = world.sql(leased, made.id)
+    wait_until(lambda: world.sql(leased, made.id) > before, "the lease to be renewed")
+    assert world.app.jobs.get(made.id).state == "running"
+    world.app.jobs.cancel(made.id)
+    assert world.ended(made.id) == "cancelled"
+    wait_until(lambda: not alive(pid), "the worker that hangs to be ended")
+    world.check_ledger()
+    with pytest.raises(NotFoundError):
+        world.app.models.get("hangs")
+    # Its place is free again.
+    assert world.ended(world.app.jobs.create(job(into="after-one-that-hung", **CHEAP)).id) == "succeeded"
+    world.check()

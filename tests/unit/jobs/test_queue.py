@@ -123,6 +123,20 @@ def test_a_tenant_runs_so_many_at_once_and_the_rest_waits_for_it_alone(room: Roo
         assert room.queue.running(tx.as_tenant(ACME)) == 1, "what runs goes on"
 
 
+def test_jobs_of_tenants_that_are_left_out_wait_and_no_other(room: Room) -> None:
+    room.add(name="a")
+    with room.database.platform() as tx:
+        assert not room.queue.anything_waits(tx, but_of={ACME})
+        assert room.queue.claim(tx, "h1", lease_s=LEASE_S, but_of={ACME}) is None
+        assert room.queue.anything_waits(tx, but_of={GLOBEX})
+    room.add(GLOBEX, name="b")
+    with room.database.platform() as tx:
+        assert room.queue.anything_waits(tx, but_of={ACME})
+        taken = room.queue.claim(tx, "h1", lease_s=LEASE_S, but_of={ACME})
+    assert taken is not None
+    assert taken.job.name == "b"
+
+
 def test_jobs_of_one_tenant_go_in_order(room: Room) -> None:
     for number in range(3):
         room.add(name=f"a{number}")

@@ -2,7 +2,9 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -334,6 +336,78 @@ def test_a_job_that_takes_too_long_is_ended(room: TrainingRoom) -> None:
     ended = room.training.get(ME, job.id)
     assert ended.error is not None
     assert (ended.error.code, charged_steps(room), reserved(room)) == ("job_timeout", 0, 0.0)
+
+
+def test_a_worker_that_says_nothing_is_ended_and_its_place_is_free(room: TrainingRoom) -> None:
+    silent = threading.Event()
+
+    def script(channel: SyncChannel) -> None:
+        hear_brief(channel)
+        ask(channel, 0, 1)
+        silent.wait(30)
+
+    job = room.training.create(ME, training_spec())
+    runner = ScriptedRunner(script)
+    dispatcher = room.dispatcher(runner, max_silence_s=0.2)
+    assert dispatcher.run_one()
+    silent.set()
+    ended = room.training.get(ME, job.id)
+    assert ended.error is not None
+    assert (ended.state, ended.error.code) == ("failed", "worker_timeout")
+    assert runner.started[0].killed
+    assert (charged_steps(room), reserved(room), models_made(room)) == (1, 0.0, [])
+    assert dispatcher._running == []
+
+
+def test_a_job_is_cancelled_while_its_worker_says_nothing(room: TrainingRoom) -> None:
+    silent = threading.Event()
+    job = room.training.create(ME, training_spec())
+
+    def script(channel: SyncChannel) -> None:
+        hear_brief(channel)
+        ask(channel, 0, 1)
+        room.training.cancel(ME, job.id)
+        silent.wait(30)
+
+    began = time.monotonic()
+    room.dispatcher(ScriptedRunner(script)).run_one()
+    assert time.monotonic() - began < 10
+    silent.set()
+    assert room.training.get(ME, job.id).state == "cancelled"
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3])
+def test_the_last_place_of_several_is_for_another_tenant(room: TrainingRoom, slots: int) -> None:
+    ran: list[str] = []
+    waits = [threading.Event() for _ in range(3)]
+    began = [threading.Event() for _ in range(3)]
+
+    def script(channel: SyncChannel) -> None:
+        fields, _ = hear_brief(channel)
+        number = len(ran)
+        ran.append(fields["spec"]["into"])
+        began[number].set()
+        waits[number].wait(30)
+        finish(channel, fields)
+
+    for number in range(3):
+        room.training.create(ME, training_spec(into=f"mine-{number}"))
+    dispatcher = room.dispatcher(ScriptedRunner(script), slots=slots)
+    mine = max(1, slots - 1)
+    with ThreadPoolExecutor(3) as threads:
+        running = []
+        for number in range(mine):
+            running.append(threads.submit(dispatcher.run_one))
+            assert began[number].wait(30)
+        if slots > 1:
+            with writing(room.database) as begun:
+                assert not dispatcher.run_one(), "the last place is not for who has another"
+            assert begun == []
+        for event in waits:
+            event.set()
+        assert all(one.result() for one in running)
+    assert dispatcher.run_one(), "places that are free again are anybody's"
+    assert sorted(ran) == ["mine-0", "mine-1", "mine-2"][: mine + 1]
 
 
 def test_a_job_whose_server_died_is_ended_and_its_zombie_can_do_nothing(room: TrainingRoom) -> None:

@@ -289,6 +289,7 @@ class Rooms:
             ),
             runner=LocalRunner(limits=replace(limits, niceness=TRAINING_NICENESS), sandbox=sandbox),
             entropy=ground.entropy,
+            slots=settings.training_places,
         )
         self.serving = ServingService(
             weights=lambda version: models.open_weights(version.ref.owner, version.ref.object_id, version.version),

@@ -40,6 +40,8 @@ class Settings:
         port: the port to listen on.
         worker_memory_mib: memory of one worker process, in MiB.
         worker_threads: threads that one worker computes with.
+        training_places: jobs that run at once in each server process; of several, the last that is free is for a tenant
+            that has none of the others.
         tenant_requests_per_minute: requests a minute of one tenant, evenly, over all server processes.
         principal_requests_per_minute: requests a minute of one member or service account.
         tenant_burst_seconds: how many seconds' worth of these requests may come at once, of a tenant and of each of its
@@ -79,6 +81,7 @@ class Settings:
     port: int = 8470
     worker_memory_mib: int = 4096
     worker_threads: int = 1
+    training_places: int = 2
     tenant_requests_per_minute: int = _OF_ALL.requests_per_minute
     principal_requests_per_minute: int = _OF_ALL.principal_requests_per_minute
     tenant_burst_seconds: int = _OF_ALL.burst_seconds

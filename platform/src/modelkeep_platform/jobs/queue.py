@@ -7,7 +7,7 @@ handed to `lapsed`, so that whoever knows the work can fence off the worker firs
 
 import builtins
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
@@ -167,12 +167,21 @@ class JobQueue:
             raise RuntimeError("the job just inserted is not there")
         return found
 
-    def anything_waits(self, tx: PlatformTransaction) -> bool:
-        """Return whether any tenant has a job queued."""
-        return tx.first(sa.select(jobs.c.id).where(jobs.c.state == JobState.QUEUED).limit(1)) is not None
+    def anything_waits(self, tx: PlatformTransaction, *, but_of: Collection[TenantId] = ()) -> bool:
+        """Return whether any tenant, but those named, has a job queued."""
+        return tx.first(sa.select(jobs.c.id).where(*_queued(but_of)).limit(1)) is not None
 
-    def claim(self, tx: PlatformTransaction, holder: str, *, lease_s: int) -> Lease | None:
-        """Take the oldest queued job of the tenant that has fewest running and may have more; None without one."""
+    def claim(
+        self, tx: PlatformTransaction, holder: str, *, lease_s: int, but_of: Collection[TenantId] = ()
+    ) -> Lease | None:
+        """Take the oldest queued job of the tenant that has fewest running and may have more; None without one.
+
+        Args:
+            tx: an open transaction.
+            holder: who takes it.
+            lease_s: for how long, in seconds.
+            but_of: tenants whose jobs are left to others.
+        """
         counted = tx.all(
             sa.select(jobs.c.tenant_id, sa.func.count().label("n"))
             .where(jobs.c.state == JobState.RUNNING)
@@ -180,9 +189,7 @@ class JobQueue:
         )
         running = {row["tenant_id"]: row["n"] for row in counted}
         queued = tx.all(
-            sa.select(jobs.c.tenant_id, jobs.c.id)
-            .where(jobs.c.state == JobState.QUEUED)
-            .order_by(jobs.c.created_at, jobs.c.id)
+            sa.select(jobs.c.tenant_id, jobs.c.id).where(*_queued(but_of)).order_by(jobs.c.created_at, jobs.c.id)
         )
         for row in sorted(queued, key=lambda one: running.get(one["tenant_id"], 0)):
             if running.get(row["tenant_id"], 0) >= self._limits.of(TenantId(row["tenant_id"])).running_jobs:
@@ -381,6 +388,11 @@ class JobQueue:
         )
         if not changed:
             raise StaleLeaseError("the lease on this job is over; another worker has it, or it has ended")
+
+
+def _queued(but_of: Collection[TenantId]) -> tuple[sa.ColumnElement[bool], ...]:
+    queued = jobs.c.state == JobState.QUEUED
+    return (queued, jobs.c.tenant_id.not_in(but_of)) if but_of else (queued,)
 
 
 def sort_key(job: Job) -> str:

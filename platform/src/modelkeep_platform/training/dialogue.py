@@ -6,6 +6,7 @@ The worker is not believed: what it says is one of three things, of the declared
 """
 
 import logging
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -17,7 +18,7 @@ from modelkeep_platform.training.faults import fault, fault_type
 from modelkeep_platform.training.heartbeat import Heartbeat
 from modelkeep_platform.workers.channel_sync import SyncChannel
 from modelkeep_platform.workers.child import FAULT, READY
-from modelkeep_platform.workers.errors import FrameError, WorkerDiedError
+from modelkeep_platform.workers.errors import FrameError, WorkerDiedError, WorkerTimeoutError
 from modelkeep_platform.workers.frames import Frame
 from modelkeep_platform.workers.process import WorkerProcess
 
@@ -63,12 +64,14 @@ class Dialogue:
         worker: a started worker; who started it ends it.
         heartbeat: beaten while the worker is waited for and fed.
         job_id: names the job in the operator's log.
+        max_silence_s: how long the worker may say nothing: a segment takes less.
     """
 
-    def __init__(self, worker: WorkerProcess, heartbeat: Heartbeat, *, job_id: str) -> None:
+    def __init__(self, worker: WorkerProcess, heartbeat: Heartbeat, *, job_id: str, max_silence_s: float) -> None:
         self._worker = worker
         self._heartbeat = heartbeat
         self._job_id = job_id
+        self._max_silence_s = max_silence_s
         self._channel = SyncChannel(worker.connection)
 
     def brief(self, job: dict[str, Any], graph: bytes) -> None:
@@ -130,8 +133,12 @@ class Dialogue:
             raise self._worker.death() from None
 
     def _receive(self, *kinds: str) -> Frame:
+        until = time.monotonic() + self._max_silence_s
         while not self._channel.wait(_WAIT_S):
             self._heartbeat.beat()
+            if time.monotonic() > until:
+                # It hangs, or its segment has no end in sight: its place is another's.
+                raise WorkerTimeoutError("the worker said nothing for too long, and was ended; take smaller batches")
         try:
             frame = self._channel.receive(timeout_s=_SEND_S)
         except WorkerDiedError:

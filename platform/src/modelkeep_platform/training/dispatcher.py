@@ -1,9 +1,10 @@
 """The dispatcher: claims jobs and sees each through its worker, charging every segment before its first noisy step.
 
-Each thread runs one job at a time. A job that succeeds ends with its version. Whatever else ends one, the order is the
-same: the worker is killed, so that it can do nothing more; then one transaction returns what was not charged and ends
-the job. A server that stops ends no job that comes to the end of its segment in time: it waits again. A job whose lease
-ran out (its server died) is ended like any other by whoever finds it; what it was charged stays charged.
+Each thread runs one job at a time; the last that is free is kept for a tenant that has no other. A job that succeeds
+ends with its version. Whatever else ends one, the order is the same: the worker is killed, so that it can do nothing
+more; then one transaction returns what was not charged and ends the job. A server that stops ends no job that comes to
+the end of its segment in time: it waits again. A job whose lease ran out (its server died) is ended like any other by
+whoever finds it; what it was charged stays charged.
 """
 
 import logging
@@ -12,6 +13,7 @@ import time
 from typing import Final, Protocol
 
 from modelkeep_platform.core.errors import ModelkeepError
+from modelkeep_platform.core.ids import TenantId
 from modelkeep_platform.core.ports import Entropy
 from modelkeep_platform.jobs.queue import JobState, Lease, StaleLeaseError
 from modelkeep_platform.training.heartbeat import LEASE_S, CancelledError
@@ -42,7 +44,8 @@ class Dispatcher:
         parts: what every run stands on.
         runner: starts workers.
         entropy: names this holder.
-        slots: how many jobs run at once.
+        slots: how many jobs run at once. Of several the last that is free is for a tenant that has none of the others,
+            so that the long jobs of one leave another a place.
     """
 
     def __init__(
@@ -58,6 +61,9 @@ class Dispatcher:
         self._runner = runner
         self._workers: set[WorkerProcess] = set()
         self._holder = entropy.random_bytes(16).hex()
+        self._slots = slots
+        self._claiming = threading.Lock()
+        self._running: list[TenantId] = []
         self._looking = threading.Lock()
         self._looked_at = float("-inf")
         self._lapsed: set[tuple[str, int]] = set()
@@ -132,18 +138,30 @@ class Dispatcher:
 
     def run_one(self) -> bool:
         """Claim and run one job; return whether there was one."""
+        with self._claiming:
+            lease = self._claim()
+            if lease is None:
+                return False
+            self._running.append(lease.job.tenant)
+        try:
+            failure = self._see_through(lease)
+            if failure is not None:
+                self._parts.endings.end(lease, *failure)
+        finally:
+            with self._claiming:
+                self._running.remove(lease.job.tenant)
+        return True
+
+    def _claim(self) -> Lease | None:
+        # INVARIANT: no tenant has every place of a process that has several.
+        last = 0 < len(self._running) == self._slots - 1
+        others = frozenset(self._running) if last else frozenset()
         with self._parts.database.platform(read_only=True) as tx:
             # Most looks find nothing, and then nobody waits for this one to write.
-            if not self._parts.queue.anything_waits(tx):
-                return False
+            if not self._parts.queue.anything_waits(tx, but_of=others):
+                return None
         with self._parts.database.platform() as tx:
-            lease = self._parts.queue.claim(tx, self._holder, lease_s=LEASE_S)
-        if lease is None:
-            return False
-        failure = self._see_through(lease)
-        if failure is not None:
-            self._parts.endings.end(lease, *failure)
-        return True
+            return self._parts.queue.claim(tx, self._holder, lease_s=LEASE_S, but_of=others)
 
     def _see_through(self, lease: Lease) -> tuple[JobState, tuple[str, str] | None] | None:
         """Run a job; return how it ended otherwise than by its success, with code and message of a failure."""

@@ -11,6 +11,7 @@ from modelkeep_platform.training.faults import JobFailedError
 
 LEASE_S: Final = 30
 MAX_JOB_S: Final = 6 * 3600.0
+MAX_SILENCE_S: Final = 3600.0
 _EVERY_S: Final = 1.0
 _SYSTEM: Final = System(reason="keep a job's lease")
 

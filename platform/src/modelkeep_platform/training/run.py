@@ -35,7 +35,7 @@ from modelkeep_platform.training import state
 from modelkeep_platform.training.dialogue import Checkpoint, Dialogue, Done, Segment
 from modelkeep_platform.training.endings import JobEndings
 from modelkeep_platform.training.entitlement import Entitlement
-from modelkeep_platform.training.heartbeat import MAX_JOB_S, Heartbeat, StoppingError
+from modelkeep_platform.training.heartbeat import MAX_JOB_S, MAX_SILENCE_S, Heartbeat, StoppingError
 from modelkeep_platform.training.payload import Payload, open_payload
 from modelkeep_platform.training.rows import subject_of
 from modelkeep_platform.uploads.artifacts import Artifacts
@@ -66,6 +66,7 @@ class Parts:
         endings: ends jobs.
         epoch: moves with everything that could change that.
         max_job_s: how long one job may take.
+        max_silence_s: how long its worker may say nothing.
         stopping: set when the server stops.
     """
 
@@ -81,6 +82,7 @@ class Parts:
     endings: JobEndings
     epoch: EpochSource
     max_job_s: float = MAX_JOB_S
+    max_silence_s: float = MAX_SILENCE_S
     stopping: threading.Event = field(default_factory=threading.Event)
 
 
@@ -108,7 +110,7 @@ class Run:
             stopping=parts.stopping,
             max_job_s=parts.max_job_s,
         )
-        self._dialogue = Dialogue(worker, self._heartbeat, job_id=lease.job.id)
+        self._dialogue = Dialogue(worker, self._heartbeat, job_id=lease.job.id, max_silence_s=parts.max_silence_s)
         self._tenant = lease.job.tenant
         self._job_id = ObjectId(lease.job.id)
         self._begin = self._charged = self._checkpoint_at = lease.job.step
