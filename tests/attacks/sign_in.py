@@ -11,7 +11,8 @@ from starlette.applications import Starlette
 
 from fakes.asgi import AsgiClient
 from fakes.identity import BASE, PASSWORD, IdentityRoom
-from modelkeep_platform.audit.refusals import STRANGERS, RefusalNotes
+from modelkeep_platform.audit.refusal_notes import RefusalNotes
+from modelkeep_platform.audit.strangers import STRANGERS
 from modelkeep_platform.core.ids import PLATFORM
 from modelkeep_platform.core.refusals import Quota
 from modelkeep_platform.http.gateway import Gateway

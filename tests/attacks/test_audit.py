@@ -25,7 +25,7 @@ from modelkeep_platform.audit.entries import AUDIT_KEY, leaf_data
 from modelkeep_platform.audit.integrator import LEASE_S
 from modelkeep_platform.audit.log import AuditLog
 from modelkeep_platform.audit.merkle import ProofError, leaf_hash, root_of, verify_consistency, verify_inclusion
-from modelkeep_platform.audit.refusals import STRANGERS
+from modelkeep_platform.audit.strangers import STRANGERS
 from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.errors import IntegrityError, UnavailableError
 from modelkeep_platform.core.ids import PLATFORM

@@ -21,6 +21,7 @@ import pytest
 import sqlalchemy as sa
 
 from fakes.core import ACME, FakeClock, FakeEntropy
+from fakes.ledger import newest_of_job
 from fakes.storage import fresh
 from isolation.routes import code_of
 from modelkeep_platform.core.errors import BudgetError, ConflictError, IntegrityError, UnprocessableError
@@ -277,7 +278,7 @@ def test_a_crash_at_each_write_leaves_charged_what_was_charged(tmp_path: Path, p
     assert now_spent + now_reserved == pytest.approx(together, abs=2e-6)
     # The next worker takes over: what was charged stays, it reserves its own, and the dead one's rest returns.
     with database.tenant(ACME, by=BY) as tenant_tx:
-        found = ledger.reservation_of(tenant_tx, JOB)
+        found = newest_of_job(ledger, tenant_tx, JOB)
         if found is not None and found.state == "open":
             ledger.release(tenant_tx, found.id, 2)
     assert spent(database, ledger) == (now_spent, 0.0)
@@ -573,7 +574,7 @@ def charged(house: House, developer: httpx.Client, wanted: dict[str, Any], key: 
         acme = tx.first(sa.select(tenants).where(tenants.c.slug == "acme"))
         assert acme is not None
         own = tx.as_tenant(acme["id"])
-        held = ledger.reservation_of(own, job_id)
+        held = newest_of_job(ledger, own, job_id)
         assert held is not None
         ledger.charge(own, held.id, wanted["steps"], 1, segment=0)
         ledger.commit(own, held.id, 1)

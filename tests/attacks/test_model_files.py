@@ -28,7 +28,7 @@ import pytest
 from fakes.core import tenant_caller
 from fakes.graphs import document, encoded, example, file_of, header_of, node, weights_of
 from fakes.registry import GRAPH, LAYER, WEIGHTS, ModelRoom, memory_room
-from modelkeep_platform.audit.refusals import RefusalNotes
+from modelkeep_platform.audit.refusal_notes import RefusalNotes
 from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.errors import (
     CallerError,

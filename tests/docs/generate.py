@@ -13,7 +13,8 @@ from dataclasses import fields
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final, TypeGuard
+from types import FunctionType, ModuleType
+from typing import Any, Final, TypeGuard, TypeVar
 
 import click
 
@@ -29,6 +30,8 @@ from modelkeep_platform.http.status import status_of
 from modelkeep_platform.identity.issuer import OAuthError
 from modelkeep_platform.models.graph.ops import OPS, Attr, Op
 from modelkeep_platform.privacy import ops as private_ops
+
+T = TypeVar("T")
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 REFERENCE: Final = ROOT / "docs" / "reference"
@@ -465,20 +468,16 @@ def api_table() -> str:
 
 
 def sdk() -> str:
-    """Return the SDK's public names: clients, nouns with their methods, errors, values."""
+    """Return the SDK's public names: clients, nouns with their methods, ways to log in, errors, values."""
     import modelkeep
     import modelkeep.torch
+    from modelkeep import auth, types
     from modelkeep import errors as sdk_errors
-    from modelkeep import types
     from modelkeep._core.flows import Operation
 
-    parts = ["### `modelkeep`"]
-    rows = []
-    for name in sorted(modelkeep.__all__):
-        value = getattr(modelkeep, name)
-        if not inspect.ismodule(value) and name != "__version__":
-            rows.append([f"`{name}`", first(value.__doc__)])
-    parts.append(table(["name", "is"], rows))
+    public = {name: getattr(modelkeep, name) for name in sorted(modelkeep.__all__) if name != "__version__"}
+    top = {name: value for name, value in public.items() if not inspect.ismodule(value)}
+    parts = ["### `modelkeep`", _names(top), _members(top.values())]
     client = modelkeep.Client("https://models.example", auth=None)
     nouns = {"client": client, **{name: one for name, one in vars(client).items() if not name.startswith("_")}}
     for noun, one in nouns.items():
@@ -488,23 +487,69 @@ def sdk() -> str:
             for name, value in vars(kind).items()
             if isinstance(value, Operation)
         }
-        methods = [[f"`{name}{_signature(one, name)}`", first(value.__doc__)] for name, value in sorted(found.items())]
+        methods = [
+            [f"`{name}{_signature(getattr(one, name))}`", first(value.__doc__)] for name, value in sorted(found.items())
+        ]
         intro = "" if noun == "client" else f"\n\n{whole(type(one).__doc__)}"
         parts += [f"### `{noun}`{intro}", table(["method", "does"], methods)]
     client.close()
-    traced = [[f"`{name}`", first(getattr(modelkeep.torch, name).__doc__)] for name in sorted(modelkeep.torch.__all__)]
-    parts += ["### `modelkeep.torch`", table(["name", "is"], traced)]
-    kinds = [value for value in vars(sdk_errors).values() if isinstance(value, type) and issubclass(value, Exception)]
-    shown = [[f"`{kind.__name__}`", f"`{kind.__bases__[0].__name__}`", first(kind.__doc__)] for kind in kinds]
+    others = {name: getattr(auth, name) for name in sorted(auth.__all__) if name not in top}
+    parts += ["### `modelkeep.auth`", _names(others), _members(others.values())]
+    traced = {name: getattr(modelkeep.torch, name) for name in sorted(modelkeep.torch.__all__)}
+    parts += ["### `modelkeep.torch`", _names(traced), _members(traced.values())]
+    kinds = [kind for kind in _own(sdk_errors, type) if issubclass(kind, Exception)]
+    shown = [[f"`{_called(kind)}`", f"`{kind.__bases__[0].__name__}`", first(kind.__doc__)] for kind in kinds]
+    functions = {one.__name__: one for one in _own(sdk_errors, FunctionType)}
     parts += ["### `modelkeep.errors`", table(["error", "is a", "means"], shown)]
-    values = [value for value in vars(types).values() if isinstance(value, type) and value.__module__ == types.__name__]
+    parts += [_members(kind for kind in kinds if kind not in top.values()), _names(functions)]
+    values = _own(types, type)
     named = [[f"`{kind.__name__}`", ", ".join(_fields(kind)), first(kind.__doc__)] for kind in values]
-    parts += ["### `modelkeep.types`", table(["value", "fields", "is"], named)]
-    return "\n\n".join(parts)
+    parts += ["### `modelkeep.types`", table(["value", "fields", "is"], named), _members(values)]
+    return "\n\n".join(filter(None, parts))
 
 
-def _signature(noun: object, name: str) -> str:
-    found = inspect.signature(getattr(noun, name))
+def _own(module: ModuleType, kind: type[T]) -> list[T]:
+    """Return what a module declares itself and calls by a public name."""
+    named = [value for name, value in vars(module).items() if isinstance(value, kind) and not name.startswith("_")]
+    return [value for value in named if getattr(value, "__module__", "") == module.__name__]
+
+
+def _names(named: Mapping[str, Any]) -> str:
+    return table(["name", "is"], [[f"`{_called(value)}`", first(value.__doc__)] for value in named.values()])
+
+
+def _called(value: Any) -> str:
+    """Return a name as it is called; a class that is made as the one above it has no arguments of its own."""
+    made_here = not inspect.isclass(value) or "__init__" in vars(value)
+    protocol = getattr(value, "_is_protocol", False)
+    return f"{value.__name__}{_signature(value) if made_here and not protocol else ''}"
+
+
+def _members(kinds: Iterable[type]) -> str:
+    """Return the table of the classes' methods and properties, those of the nouns' operations left out."""
+    rows = []
+    for kind in kinds:
+        if not inspect.isclass(kind):
+            continue
+        for name, value in sorted(_own_members(kind).items()):
+            call = "" if isinstance(value, property) else _signature(getattr(kind, name))
+            rows.append([f"`{kind.__name__}.{name}{call}`", first(inspect.getdoc(getattr(kind, name)))])
+    return table(["method or property", "does"], rows) if rows else ""
+
+
+def _own_members(kind: type) -> dict[str, object]:
+    """Return the public methods and properties that the SDK gives a class, by name; operations of nouns are apart."""
+    return {
+        name: value
+        for base in reversed(kind.__mro__)
+        if base.__module__.partition(".")[0] == "modelkeep"
+        for name, value in vars(base).items()
+        if isinstance(value, FunctionType | property | staticmethod | classmethod) and not name.startswith("_")
+    }
+
+
+def _signature(call: Callable[..., object]) -> str:
+    found = inspect.signature(call)
     kept = [one.replace(annotation=one.empty) for name, one in found.parameters.items() if name != "self"]
     return str(inspect.Signature(kept))
 

@@ -21,11 +21,14 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from sqlalchemy.exc import DBAPIError
 
 from modelkeep_platform.app import settings as settings_file
-from modelkeep_platform.app.doctor import Finding, Level, examine, owners, surroundings
+from modelkeep_platform.app.doctor import Finding, Level, contents, examine, owners, surroundings
 from modelkeep_platform.app.doctor.findings import Check
+from modelkeep_platform.app.doctor.unfinished import RESTORE, unfinished
 from modelkeep_platform.cli.main import main
+from modelkeep_platform.storage.blobs import StorageError
 from modelkeep_platform.workers.limits import Limits
 from modelkeep_platform.workers.trial import PROMISES
 from services.certificates import certificate
@@ -68,6 +71,23 @@ def damage_the_database(made: Installation) -> None:
     path.write_bytes(content)
 
 
+def lose_the_database(made: Installation) -> None:
+    (made.data / "platform.db").unlink()
+
+
+def exchange_the_database(made: Installation) -> None:
+    (made.data / "platform.db").write_bytes(b"this was a database once, before the wrong file was put here\n" * 100)
+
+
+def empty_the_database(made: Installation) -> None:
+    (made.data / "platform.db").write_bytes(b"")
+
+
+def put_a_folder_there(made: Installation) -> None:
+    (made.data / "platform.db").unlink()
+    (made.data / "platform.db").mkdir()
+
+
 def age_the_database(made: Installation) -> None:
     connection = sqlite3.connect(made.data / "platform.db")
     connection.execute("UPDATE alembic_version SET version_num = '0001'")
@@ -93,23 +113,70 @@ def add_a_setting(made: Installation) -> None:
 
 
 @pytest.mark.parametrize(
-    ("harm", "said"),
+    ("harm", "said", "advice"),
     [
-        (open_the_key, "root key"),
-        (lose_the_key, "root key"),
-        (exchange_the_key, "another root key"),
-        (damage_the_database, "database"),
-        (age_the_database, "revision 0001"),
-        (write_from_the_future, "clock"),
-        (add_a_setting, "`colour` is not a setting"),
+        (open_the_key, "root key: the root key file is open to others", "give it to the server's user and mode 0600"),
+        (lose_the_key, "root key: the root key file cannot be opened", "restore it from its offline copy"),
+        (exchange_the_key, "under another root key", "put back the root key that this installation was made with"),
+        (damage_the_database, "the database is damaged", RESTORE),
+        (lose_the_database, "the database is missing", "platform.db' back, with the files beside it, or " + RESTORE),
+        (exchange_the_database, "platform.db is not a database", "platform.db' away, and " + RESTORE),
+        (put_a_folder_there, "platform.db is not a file", "platform.db' away, and " + RESTORE),
+        (empty_the_database, "the database holds no installation", RESTORE),
+        (age_the_database, "revision 0001", "stop the server and run `modelkeep-platform migrate`"),
+        (write_from_the_future, "the clock stands", "set the clock"),
+        (add_a_setting, "`colour` is not a setting", "see docs/reference/settings.md"),
     ],
 )
-def test_what_is_wrong_is_named(made: Installation, harm: Callable[[Installation], None], said: str) -> None:
+def test_what_is_wrong_is_named_once_and_said_how_to_mend(
+    made: Installation, harm: Callable[[Installation], None], said: str, advice: str
+) -> None:
     harm(made)
-    assert any(said in what for what in bad(made)), bad(made)
+    before = {path: path.stat().st_size for path in made.data.iterdir()}
+    (one,) = (found for found in examine(made.data) if said in found.what)
+    assert one.level is Level.BAD
+    assert advice in one.advice
     shown = CliRunner().invoke(main, ["doctor", "--data", str(made.data)])
     assert shown.exit_code == 1
+    assert f"      {one.advice}\n" in shown.output
+    if harm in (lose_the_database, exchange_the_database, put_a_folder_there, empty_the_database):
+        assert {path: path.stat().st_size for path in made.data.iterdir()} == before
     assert str(made.folder / "root.key") not in shown.output or harm is open_the_key
+
+
+def test_a_database_that_another_process_holds_is_named(made: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contents, "_WAIT_S", 0.05)
+    with closing(sqlite3.connect(made.data / "platform.db", isolation_level=None)) as holder:
+        holder.execute("PRAGMA locking_mode = EXCLUSIVE")
+        holder.execute("UPDATE epoch SET number = number + 1")
+        one = finding(made, "another process holds the database for itself")
+        assert one.level is Level.BAD
+        assert "platform.db'` names the processes that have it open" in one.advice
+    assert bad(made) == []
+
+
+def sqlite_error(code: int) -> sqlite3.Error:
+    error = sqlite3.OperationalError("said by SQLite")
+    error.sqlite_errorcode = code
+    return error
+
+
+@pytest.mark.parametrize(
+    ("raised", "said", "advice"),
+    [
+        (sqlite_error(sqlite3.SQLITE_CANTOPEN), "the database cannot be opened", "run as the user who owns "),
+        (sqlite_error(sqlite3.SQLITE_IOERR_READ), "clock: said by SQLite", "mend what else is said here first"),
+        (DBAPIError("", None, sqlite_error(sqlite3.SQLITE_BUSY)), "another process holds the database", "fuser -v "),
+        (StorageError("the database is busy; try again", code="database_busy"), "another process holds", "fuser -v "),
+        (StorageError("the disk is full", code="disk_full"), "clock: the disk is full", "mend what else is said"),
+        (PermissionError("not yours"), "clock: not yours", "mend what else is said here first"),
+    ],
+)
+def test_what_keeps_a_check_from_its_end_is_said(made: Installation, raised: Exception, said: str, advice: str) -> None:
+    one = unfinished("clock", raised, made.data)
+    assert one.level is Level.BAD
+    assert said in one.what
+    assert advice in one.advice
 
 
 def test_nothing_that_an_installation_makes_is_readable_by_others(tmp_path: Path) -> None:

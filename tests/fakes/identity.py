@@ -17,12 +17,12 @@ from modelkeep_platform.core.callers import Caller, OperatorCaller, Role, Tenant
 from modelkeep_platform.core.ids import ObjectId, RequestId, TenantId
 from modelkeep_platform.core.secrets import SecretBytes
 from modelkeep_platform.identity.authenticate import Authenticator
+from modelkeep_platform.identity.guesses import GuessLimit
 from modelkeep_platform.identity.issuer import EmbeddedIssuer, OAuthError, TokenAnswer, new_operator
 from modelkeep_platform.identity.links import Links
 from modelkeep_platform.identity.members import MemberService
 from modelkeep_platform.identity.memberships import Memberships
 from modelkeep_platform.identity.registry import Tenant, TenantRegistry
-from modelkeep_platform.identity.secrets import GuessLimit
 from modelkeep_platform.identity.service_accounts import ServiceAccountSecret, ServiceAccountService
 from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.transactions import PlatformTransaction, System, TenantTransaction

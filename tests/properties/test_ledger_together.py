@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from fakes.core import ACME, FakeClock, FakeEntropy
 from fakes.faulty_blobs import Crash
+from fakes.ledger import newest_of_job
 from fakes.storage import fresh
 from fakes.together import in_some_order, together
 from modelkeep_platform.core.errors import BudgetError, ConflictError
@@ -57,7 +58,7 @@ class Call:
     """What a caller asks of the ledger; whether it dies before its commit.
 
     Args:
-        what: ``reserve``, ``charge``, ``commit``, ``release`` or ``take_over``.
+        what: ``reserve``, ``charge``, ``commit`` or ``release``.
         job: of which job.
         fence: the caller's fencing number.
         segment: of a charge.
@@ -95,7 +96,7 @@ def apply(books: Books, call: Call) -> str:
     if call.what == "charge":
         held.charged += call.steps
         held.segments[call.fence, call.segment] = call.steps
-    held.open = call.what in ("charge", "take_over")
+    held.open = call.what == "charge"
     return "done"
 
 
@@ -118,7 +119,7 @@ def _reserve(books: Books, call: Call) -> str:
 JOBS = st.integers(0, 5)
 CALLS = st.builds(
     Call,
-    what=st.sampled_from(["reserve", "reserve", "charge", "charge", "charge", "commit", "release", "take_over"]),
+    what=st.sampled_from(["reserve", "reserve", "charge", "charge", "charge", "commit", "release"]),
     job=JOBS,
     fence=st.integers(0, 2),
     segment=st.integers(0, 2),
@@ -161,7 +162,7 @@ class LedgerTogether(RuleBasedStateMachine):
         if call.what == "reserve":
             self.ledger.reserve(tx, DATASET, job, PLAN)
             return
-        held = self.ledger.reservation_of(tx, job)
+        held = newest_of_job(self.ledger, tx, job)
         real = ObjectId("res_none") if held is None else held.id
         if call.what == "charge":
             self.ledger.charge(tx, real, call.steps, call.fence, segment=call.segment)
@@ -169,7 +170,6 @@ class LedgerTogether(RuleBasedStateMachine):
         moves: dict[str, Callable[[TenantTransaction, ObjectId, int], object]] = {
             "commit": self.ledger.commit,
             "release": self.ledger.release,
-            "take_over": self.ledger.take_over,
         }
         moves[call.what](tx, real, call.fence)
 

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import sqlalchemy as sa
 
-from modelkeep_platform.audit.refusals import STRANGERS
+from modelkeep_platform.audit.strangers import STRANGERS
 from modelkeep_platform.core.ids import PLATFORM
 from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.schema import metadata

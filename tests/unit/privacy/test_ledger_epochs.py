@@ -78,7 +78,6 @@ MOVES: dict[str, Callable[[BudgetLedger, TenantTransaction, ObjectId], object]] 
     "commit of what ran": lambda ledger, tx, held: ledger.commit(tx, held, 1, ran=RAN),
     "release": lambda ledger, tx, held: ledger.release(tx, held, 1),
     "release under a higher fence": lambda ledger, tx, held: ledger.release(tx, held, 9),
-    "take over": lambda ledger, tx, held: ledger.take_over(tx, held, 9),
 }
 
 

@@ -10,7 +10,7 @@ from modelkeep_platform.app.settings import Settings
 from modelkeep_platform.audit.entries import AUDIT_KEY
 from modelkeep_platform.audit.integrator import Integrator
 from modelkeep_platform.audit.log import AuditLog
-from modelkeep_platform.audit.refusals import RefusalNotes
+from modelkeep_platform.audit.refusal_notes import RefusalNotes
 from modelkeep_platform.core.ids import PLATFORM
 from modelkeep_platform.core.limits import MIB, TenantLimits
 from modelkeep_platform.core.refusals import Quota

@@ -17,6 +17,7 @@ from modelkeep_platform.datasets.service import DatasetService
 from modelkeep_platform.datasets.service import drop_pending as drop_dataset
 from modelkeep_platform.http.idempotency import kept_keys
 from modelkeep_platform.identity.authenticate import Authenticator
+from modelkeep_platform.identity.guesses import GuessLimit
 from modelkeep_platform.identity.issuer import EmbeddedIssuer
 from modelkeep_platform.identity.issuer_keys import IssuerKeys
 from modelkeep_platform.identity.links import Links
@@ -24,7 +25,6 @@ from modelkeep_platform.identity.members import MemberService
 from modelkeep_platform.identity.memberships import Memberships
 from modelkeep_platform.identity.principals import PresentPrincipals
 from modelkeep_platform.identity.registry import TenantRegistry
-from modelkeep_platform.identity.secrets import GuessLimit
 from modelkeep_platform.identity.service_accounts import ServiceAccountService
 from modelkeep_platform.jobs.queue import JobQueue
 from modelkeep_platform.models.admission import AdmissionService

@@ -17,10 +17,11 @@ from modelkeep_platform.core.errors import CallerError, UnauthenticatedError, Un
 from modelkeep_platform.core.ids import PLATFORM, TenantId, new_object_id
 from modelkeep_platform.core.ports import Clock, Entropy, EpochSource
 from modelkeep_platform.identity.authenticate import AUDIENCE, OPERATOR_AUDIENCE, SDK_CLIENT
+from modelkeep_platform.identity.guesses import GuessLimit
 from modelkeep_platform.identity.keyring import Keyring, SecretStore
 from modelkeep_platform.identity.memberships import Membership, Memberships
 from modelkeep_platform.identity.registry import ACTIVE, TenantRegistry
-from modelkeep_platform.identity.secrets import GuessLimit, new_secret, password_matches, token_hash
+from modelkeep_platform.identity.secrets import new_secret, password_matches, token_hash
 from modelkeep_platform.identity.tokens import LEEWAY_S, verify
 from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.tables.identity import (

@@ -72,7 +72,7 @@ class BudgetView:
         epsilon: ε_G, the most that may ever be lost.
         delta: δ.
         epsilon_spent: ε of everything charged, rounded up to a millionth. Budgets do not subtract: what a job may
-            still get is `BudgetLedger.largest_epsilon`, which depends on its shape.
+            still get is `PlannedJob.largest_epsilon`, which depends on its shape.
         epsilon_reserved: how much `epsilon_spent` would grow if everything reserved were charged.
         charges: a line for each reservation that holds or was charged anything, oldest first; the newest 1 000.
     """

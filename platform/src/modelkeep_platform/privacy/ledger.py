@@ -23,7 +23,7 @@ from modelkeep_platform.core.errors import ConflictError, UnprocessableError
 from modelkeep_platform.core.ids import ObjectId, new_object_id
 from modelkeep_platform.core.ports import Clock, Entropy
 from modelkeep_platform.privacy.budgets import BudgetView, PlannedJob, Reservation, ReservationState
-from modelkeep_platform.privacy.checks import check_sample_rate, check_steps
+from modelkeep_platform.privacy.checks import check_steps
 from modelkeep_platform.privacy.grid import MICRO, OrderGrid, Vector, fit_grid
 from modelkeep_platform.privacy.plan import (
     MechanismPlan,
@@ -176,18 +176,6 @@ class BudgetLedger:
             epsilon_spent_after=grid.epsilon(after),
         )
 
-    def largest_epsilon(self, tx: TenantTransaction, dataset_id: ObjectId, sample_rate: float, steps: int) -> float:
-        """Return the largest ε (rounded down to 1e-4) that a job of this shape could still get; 0.0 when none.
-
-        A job planned at that ε is admitted, unless another takes from the budget in between.
-
-        Raises:
-            UnprocessableError: a parameter outside its range, or code ``no_budget``.
-        """
-        rate, count = check_sample_rate(sample_rate), check_steps(steps)
-        grid, charged, reserved = self._state(tx, dataset_id)
-        return largest_that_fits(grid, plus(charged, reserved), rate, count)
-
     def reserve(
         self, tx: TenantTransaction, dataset_id: ObjectId, job_id: ObjectId, mechanism: MechanismPlan, fence: int = 0
     ) -> Reservation:
@@ -255,14 +243,6 @@ class BudgetLedger:
             fence=fence,
             epoch=budget["epoch"],
         )
-
-    def take_over(self, tx: TenantTransaction, reservation_id: ObjectId, fence: int) -> Reservation:
-        """Raise the reservation's fence, so that every earlier worker is locked out from here on.
-
-        Raises:
-            ConflictError: code ``stale_lease``, ``stale_ledger_epoch`` or ``reservation_closed``.
-        """
-        return self._change(tx, reservation_id, fence, charged=0, state=ReservationState.OPEN)
 
     def charge(
         self, tx: TenantTransaction, reservation_id: ObjectId, steps: int, fence: int, *, segment: int | None = None
@@ -337,11 +317,6 @@ class BudgetLedger:
     def get(self, tx: TenantTransaction, reservation_id: ObjectId) -> Reservation:
         """Return a reservation; raises ConflictError (``no_reservation``) when there is none."""
         return reservation_of_row(self._reservation_row(tx, reservation_id))
-
-    def reservation_of(self, tx: TenantTransaction, job_id: ObjectId) -> Reservation | None:
-        """Return the job's newest reservation, if it has one."""
-        row = self._newest(tx, job_id)
-        return None if row is None else reservation_of_row(row)
 
     def epsilon_of(self, tx: TenantTransaction, reservation: Reservation) -> float:
         """Return ε of what this reservation was charged, alone, by the dataset's own conversion."""

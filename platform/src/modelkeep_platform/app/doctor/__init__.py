@@ -12,6 +12,7 @@ from modelkeep_platform.app.doctor.contents import database, ledger, root_key
 from modelkeep_platform.app.doctor.findings import Check, Finding, Level
 from modelkeep_platform.app.doctor.owners import blobs, permissions
 from modelkeep_platform.app.doctor.surroundings import clock, disk, kernel, machine
+from modelkeep_platform.app.doctor.unfinished import unfinished
 from modelkeep_platform.core.errors import ModelkeepError
 
 _CHECKS: Final[tuple[Check, ...]] = (
@@ -33,7 +34,9 @@ def examine(data: Path) -> list[Finding]:
             found += check(data, settings)
         except (OSError, ModelkeepError, sqlite3.Error, SQLAlchemyError) as exc:
             name = getattr(check, "__name__", "check").replace("_", " ")
-            found.append(Finding(level=Level.BAD, what=f"{name}: {exc}", advice="mend this first, then look again"))
+            said = unfinished(name, exc, data)
+            if said not in found:
+                found.append(said)
     return found
 
 

@@ -4,18 +4,21 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from modelkeep_platform.app.doctor.findings import Finding, Level
+from modelkeep_platform.app.doctor.unfinished import RESTORE
 from modelkeep_platform.app.installation import open_database
 from modelkeep_platform.app.settings import Settings
 from modelkeep_platform.keys.roots.file import FileRootKey
 from modelkeep_platform.storage import migrate as migrations
 
+_WAIT_S: Final = 2.0  # for a database that another process holds for itself; its server keeps no reader waiting
+
 
 def ask(data: Path, question: str) -> list[tuple[Any, ...]]:
     """Ask the database without writing to it, whatever state it is in."""
-    connection = sqlite3.connect(f"file:{data / 'platform.db'}?mode=ro", uri=True)
+    connection = sqlite3.connect(f"file:{data / 'platform.db'}?mode=ro", uri=True, timeout=_WAIT_S)
     try:
         return connection.execute(question).fetchall()
     finally:
@@ -40,7 +43,10 @@ def database(data: Path, _settings: Settings) -> Iterator[Finding]:
     """Look whether the database is sound and of this version."""
     problem = ask(data, "PRAGMA quick_check")[0][0]
     if problem != "ok":
-        yield Finding(level=Level.BAD, what="the database is damaged", advice="restore the newest backup")
+        yield Finding(level=Level.BAD, what="the database is damaged", advice=RESTORE)
+        return
+    if not ask(data, "SELECT count(*) FROM sqlite_master WHERE name = 'alembic_version'")[0][0]:
+        yield Finding(level=Level.BAD, what="the database holds no installation", advice=RESTORE)
         return
     opened = open_database(data)
     try:
@@ -58,7 +64,7 @@ def ledger(data: Path, _settings: Settings) -> Iterator[Finding]:
     """Look which epoch the ledger is in, and whether budgets wait."""
     epochs = ask(data, "SELECT number, id, began_at, reason FROM ledger_epochs ORDER BY number DESC LIMIT 1")
     if not epochs:
-        yield Finding(level=Level.BAD, what="the ledger's epoch is missing", advice="restore the newest backup")
+        yield Finding(level=Level.BAD, what="the ledger's epoch is missing", advice=RESTORE)
         return
     number, epoch_id, began_at, reason = epochs[0]
     since = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(began_at))

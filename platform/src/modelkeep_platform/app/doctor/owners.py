@@ -11,6 +11,7 @@ from typing import Final
 from modelkeep_platform.app import settings as settings_file
 from modelkeep_platform.app.doctor.contents import ask
 from modelkeep_platform.app.doctor.findings import Finding, Level
+from modelkeep_platform.app.doctor.unfinished import RESTORE
 from modelkeep_platform.app.settings import Settings
 
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
@@ -45,7 +46,7 @@ def blobs(data: Path, _settings: Settings) -> Iterator[Finding]:
         kept = ask(data, "SELECT count(*) FROM model_versions")[0][0] + ask(data, "SELECT count(*) FROM datasets")[0][0]
         if kept:
             what = f"the folder blobs is missing, and {kept} versions and datasets have their bytes in it"
-            yield Finding(level=Level.BAD, what=what, advice=f"put {folder} back, or restore the newest backup")
+            yield Finding(level=Level.BAD, what=what, advice=f"put {folder} back, or {RESTORE}")
         else:
             yield Finding(level=Level.OK, what="the folder blobs is not there; the server makes it when it starts")
         return

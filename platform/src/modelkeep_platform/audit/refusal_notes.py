@@ -1,42 +1,28 @@
-"""Refusals that policy did not decide: of known callers singly up to a quota, of strangers as counts.
+"""Refusals that policy did not decide: of known callers singly up to a quota, beyond it as counts.
 
 Policy's own refusals are recorded by `access`, in the transaction of the decision. What is refused before or after it
 (a body that is not one, an operator at a tenant's door) is noted here when the caller is known, queued like
 predictions: nothing was effected, so nothing waits for the disk. Past a tenant's quota of a minute refusals are
-counted, and the count is one entry.
-
-Strangers, who showed no token that verifies, are counted by source (`core.sources`) and minute, and each count is one
-entry of the platform's log. A flood of requests so fills a counter, a flood of sources one counter for all the rest.
+counted, and the count is one entry. The counts of strangers (`audit.strangers`) are written in the same rounds.
 """
 
 import logging
 import threading
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Final
 
+from modelkeep_platform.audit.strangers import MAX_SOURCES, StrangerCounts, entry_of
 from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.callers import Caller
 from modelkeep_platform.core.errors import UnavailableError
 from modelkeep_platform.core.events import Event, Outcome
-from modelkeep_platform.core.ids import PLATFORM, TenantId
+from modelkeep_platform.core.ids import TenantId
 from modelkeep_platform.core.ports import Clock, Recorder
-from modelkeep_platform.core.refusals import WINDOW_S, Quota, RefusalWindow, RefusalWindows, summary
-from modelkeep_platform.core.sources import subscriber
+from modelkeep_platform.core.refusals import Quota, RefusalWindow, RefusalWindows, summary
 
-MAX_SOURCES: Final = 200
-OTHERS: Final = "other sources"
-STRANGERS: Final = "stranger:refused"
 _SWEEP_S: Final = 5.0
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class _Minute:
-    began_at: int
-    statuses: Counter[int] = field(default_factory=Counter)
 
 
 class RefusalNotes:
@@ -58,14 +44,11 @@ class RefusalNotes:
         max_sources: int = MAX_SOURCES,
     ) -> None:
         self._recorder = recorder
-        self._clock = clock
-        self._max_sources = max_sources
+        self._strangers = StrangerCounts(clock=clock, max_sources=max_sources)
         # Each its own: whoever is refused on purpose cannot crowd out what says that stored bytes were changed.
         self._windows = {
             outcome: RefusalWindows(clock=clock, per_window=per_window) for outcome in (Outcome.DENIED, Outcome.FAILED)
         }
-        self._minutes: dict[str, _Minute] = {}
-        self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="refusal-counts", daemon=True)
 
@@ -117,31 +100,16 @@ class RefusalNotes:
             source: the address of the connection.
             status: what was answered.
         """
-        now = self._clock.now_s()
-        name = subscriber(source)
-        with self._lock:
-            minute = self._minutes.get(name)
-            if minute is None and len(self._minutes) >= self._max_sources:
-                name = OTHERS
-                minute = self._minutes.get(name)
-            if minute is None:
-                minute = self._minutes[name] = _Minute(now)
-            minute.statuses[status] += 1
+        self._strangers.count(source, status)
 
     def sweep(self, *, unfinished: bool = False) -> None:
         """Queue the counts of minutes that are over; with `unfinished`, of all. What the log does not take, stays."""
-        before = self._clock.now_s() - WINDOW_S
-        with self._lock:
-            sources = {key: one for key, one in self._minutes.items() if unfinished or one.began_at <= before}
-            for source in sources:
-                del self._minutes[source]
         for outcome, windows in self._windows.items():
             for tenant, window in windows.take(unfinished=unfinished).items():
                 self._queue_count(tenant, window, outcome)
-        for source, minute in sources.items():
-            if not self._queue(_of_source(source, minute)):
-                with self._lock:
-                    self._minutes.setdefault(source, _Minute(minute.began_at)).statuses += minute.statuses
+        for source, minute in self._strangers.take(unfinished=unfinished).items():
+            if not self._queue(entry_of(source, minute)):
+                self._strangers.put_back(source, minute)
 
     def _queue_count(self, tenant: TenantId, window: RefusalWindow, outcome: Outcome) -> None:
         if not self._queue(summary(tenant, window, outcome)):
@@ -158,14 +126,3 @@ class RefusalNotes:
     def _run(self) -> None:
         while not self._stop.wait(_SWEEP_S):
             self.sweep()
-
-
-def _of_source(source: str, minute: _Minute) -> Event:
-    by_status = {f"status_{status}": count for status, count in sorted(minute.statuses.items())}
-    return Event(
-        tenant=PLATFORM,
-        action=STRANGERS,
-        outcome=Outcome.DENIED,
-        facts={"count": minute.statuses.total(), "since": minute.began_at, "window_s": WINDOW_S, **by_status},
-        personal={"source": source},  # an address is personal: it is sealed
-    )
