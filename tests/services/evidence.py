@@ -17,7 +17,7 @@ from modelkeep_platform.storage.tables.audit import audit_entries
 from modelkeep_platform.storage.tables.identity import tenants
 from services.house import House, wait_until
 
-MOVING = {"request_buckets", "request_places", "server_processes", "idempotency", "epoch"}
+MOVING = {"request_buckets", "request_places", "server_processes"}
 """Tables that move by themselves, or with every call."""
 
 
