@@ -18,7 +18,10 @@ from modelkeep_platform.storage.tables.identity import tenants
 from services.house import House, wait_until
 
 MOVING = {"request_buckets", "request_places", "server_processes"}
-"""Tables that move by themselves, or with every call."""
+"""Tables that move by themselves, or with every call.
+
+Not the epoch, with which everybody's caches go, and not the Idempotency-Keys: a refused call leaves neither.
+"""
 
 
 @dataclass(frozen=True, slots=True)
