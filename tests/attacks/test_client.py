@@ -291,6 +291,68 @@ def test_a_gzip_bomb_is_not_inflated(client: Nouns[Sync], platform: FakePlatform
         client.whoami()
 
 
+class Weights:
+    """Sends weights piece by piece, and remembers how much was taken."""
+
+    def __init__(self, platform: FakePlatform, pieces: Iterator[bytes], **headers: str) -> None:
+        self.asked, self.taken = 0, 0
+        self._pieces, self._headers = pieces, {"content-type": "application/octet-stream", **headers}
+        platform.before.append(self._answer)
+
+    def _answer(self, request: httpx.Request) -> httpx.Response | None:
+        if not request.url.path.endswith("/weights"):
+            return None
+        self.asked += 1
+        return httpx.Response(200, headers=self._headers, stream=Chunks(self._counted()))
+
+    def _counted(self) -> Iterator[bytes]:
+        for piece in self._pieces:
+            self.taken += len(piece)
+            yield piece
+
+
+PIECE = 65_536
+LYING: dict[str, tuple[Callable[[], Iterator[bytes]], dict[str, str], int]] = {
+    "endless": (endless, {}, 4 * PIECE),
+    "a byte more": (lambda: iter([bytes(PIECE)] * 3 + [b"x"] + [bytes(PIECE)] * 9), {}, 3 * PIECE + 1),
+    "declared longer": (endless, {"content-length": str(3 * PIECE + 1)}, 0),
+    "declared beyond any number": (endless, {"content-length": "9" * 5000}, 0),
+    "a byte less": (lambda: iter([bytes(3 * PIECE - 1)]), {}, 3 * PIECE - 1),
+    "other bytes": (lambda: iter([b"x" * 3 * PIECE]), {}, 3 * PIECE),
+    "compressed": (endless, {"content-encoding": "gzip"}, 0),
+}
+
+
+@pytest.mark.parametrize(("pieces", "headers", "taken"), LYING.values(), ids=LYING)
+def test_weights_are_as_long_as_the_version_says_or_refused(
+    client: Nouns[Sync],
+    platform: FakePlatform,
+    pieces: Callable[[], Iterator[bytes]],
+    headers: dict[str, str],
+    taken: int,
+) -> None:
+    """No more is taken than was said, and the piece that is too much; and nothing is asked for again."""
+    platform.add_model("mine", weights=bytes(3 * PIECE))
+    assert len(client.models.download("mine").weights) == 3 * PIECE
+    sent = Weights(platform, pieces(), **headers)
+    with pytest.raises(ProtocolError):
+        client.models.download("mine")
+    assert (sent.asked, sent.taken) == (1, taken)
+
+
+@pytest.mark.parametrize("size", [-1, 0, 32 * 2**30 + 1, 2**62])
+def test_a_version_larger_than_any_that_can_be_uploaded_is_not_asked_for(
+    client: Nouns[Sync], platform: FakePlatform, size: int
+) -> None:
+    """Who says how long the weights are is who sends them: without a bound of our own they could fill the memory."""
+    platform.add_model("mine", weights=b"0123456789")
+    platform.models["mine"]["versions"][1]["shown"]["weights_bytes"] = size
+    sent = Weights(platform, iter([bytes(PIECE)] * 64))
+    with pytest.raises(ProtocolError, match="bytes"):
+        client.models.download("mine")
+    assert (sent.asked, sent.taken) == (0, 0)
+
+
 class Named(NamedTuple):
     """A method that names an object.
 

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from prometheus_client import generate_latest
 
-from modelkeep.errors import APIError, InvalidRequestError, JobFailedError
+from isolation.routes import code_of
+from modelkeep.errors import InvalidRequestError, JobFailedError
 from modelkeep.types import Job
 from modelkeep_platform.telemetry.logs import JsonFormatter
 from services.evidence import Evidence
@@ -95,6 +96,11 @@ def twins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Twins]:
 @pytest.fixture(scope="module")
 def house(twins: Twins) -> House:
     return twins.house
+
+
+@pytest.fixture(scope="module")
+def evidence(house: House) -> Evidence:
+    return Evidence(house)
 
 
 def everything_said(house: House, job_id: str, tenant: Tenant | None = None) -> str:
@@ -231,21 +237,26 @@ def test_a_bad_cell_is_named_to_its_owner_and_not_in_the_log(house: House) -> No
     assert '"row"' not in log
 
 
-def test_rows_cannot_be_downloaded_by_any_route(house: House) -> None:
+def test_rows_cannot_be_downloaded_by_any_route(house: House, evidence: Evidence) -> None:
     with house.http(house.acme.admin) as http:
         document = http.get("/v1/openapi.json").json()
         for path, methods in document["paths"].items():
             if "dataset" in path and "get" in methods:
                 assert "application/octet-stream" not in json.dumps(methods["get"])
-        for path in ("/v1/datasets/secret/rows", "/v1/datasets/secret/download", "/v1/datasets/secret/data"):
-            assert http.get(path).status_code == 404
+        # There is no such path, which is said before anybody asks who calls.
+        with evidence.strangers_counted(3, 404):
+            answers = [http.get(f"/v1/datasets/secret/{what}") for what in ("rows", "download", "data")]
+    for answer in answers:
+        assert (answer.status_code, code_of(answer)) == (404, "no_such_path")
+        assert evidence.recorded(answer) == []
 
 
-def test_nobody_trains_on_the_private_rows_without_a_budget(house: House) -> None:
-    app = house.acme.clients["developer"]
-    with pytest.raises(APIError) as caught:
-        app.jobs.create(job(dataset="secret", privacy=None))
-    assert caught.value.code == "privacy_required"
+def test_nobody_trains_on_the_private_rows_without_a_budget(house: House, evidence: Evidence) -> None:
+    with house.http(house.acme.clients["developer"]) as http, evidence.nothing_changes():
+        answers = [http.post(path, json=job(dataset="secret", privacy=None)) for path in ("/v1/jobs", "/v1/job-plans")]
+    for answer in answers:
+        assert (answer.status_code, code_of(answer)) == (422, "privacy_required")
+        assert evidence.recorded(answer) == [("acme", "denied", "privacy_required")]
 
 
 def test_the_size_of_what_is_stored_tells_no_more_than_the_upload_did(house: House) -> None:

@@ -8,8 +8,10 @@ import base64
 import hashlib
 import html
 import re
-from collections.abc import AsyncIterator
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from urllib.parse import urlencode, urlsplit
 
 import pytest
 import sqlalchemy as sa
@@ -20,12 +22,15 @@ from fakes.identity import BASE, ISSUER, PASSWORD, IdentityRoom
 from modelkeep_platform.core.callers import Role
 from modelkeep_platform.identity import issuer, secrets
 from modelkeep_platform.identity.issuer import DEVICE_S
+from modelkeep_platform.identity.links import Link
 from modelkeep_platform.storage.database import Database
 from modelkeep_platform.storage.tables.identity import device_codes, guesses, issuer_users, refresh_tokens
+from services.evidence import MOVING, rows_of
 
 FORM = "application/x-www-form-urlencoded"
 WRONG = "the code, the name or the password is wrong"
 TOO_OFTEN = "too many failed attempts; wait and try again"
+NO_LINK = "this link was used, is over, or never was; ask for a new one"
 NOT_OURS = "This form was not sent from its own page. Open it again."
 
 
@@ -231,18 +236,70 @@ def approved(site: Site) -> list[str]:
         return [row["state"] for row in tx.all(sa.select(device_codes.c.state))]
 
 
+def people(site: Site) -> set[str]:
+    with site.room.database.platform(read_only=True) as tx:
+        return {row["username"] for row in tx.all(sa.select(issuer_users.c.username))}
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A page's form as its own person fills it in, and what is there before and after it is sent."""
+
+    path: str
+    fields: dict[str, str]
+    made: Callable[[Site], object]
+    before: object
+    after: object
+
+
+def device(site: Site) -> Form:
+    """Ada signs in a device."""
+    site.room.enrolled()
+    fields = {"user_code": site.begin()["user_code"], "username": "ada", "password": PASSWORD}
+    return Form("/issuer/device", fields, approved, ["pending"], ["approved"])
+
+
+def link(site: Site) -> Form:
+    """Ada becomes the administrator of a new tenant."""
+    fields = {"token": site.room.tenant()[1], "username": "ada", "password": PASSWORD}
+    return Form("/issuer/enrol", fields, people, set(), {"ada"})
+
+
+def invitation(site: Site) -> Form:
+    """Ben accepts Ada's invitation."""
+    token = invited(site).token
+    return Form("/issuer/enrol", {"token": token, "username": "ben", "password": PASSWORD}, people, {"ada"}, ASKED)
+
+
+def invited(site: Site) -> Link:
+    admin, _ = site.room.enrolled()
+    return site.room.members.invite(admin, "ben", frozenset({Role.ANALYST})).invitation
+
+
+ASKED = {"ada", "ben"}
+FORMS = pytest.mark.parametrize("fill", [device, link, invitation])
+
+
+@contextmanager
+def not_taken(site: Site, form: Form, *statuses: int) -> Iterator[None]:
+    """Assert that what is sent is refused and does nothing, and that the same form does it when it is sent rightly."""
+    with site.refuses(*statuses):
+        yield
+    assert form.made(site) == form.before
+    assert site.send(form.path, form.fields).status_code == 200
+    assert form.made(site) == form.after
+
+
+@FORMS
 @pytest.mark.parametrize(
     "origin",
     [None, "null", "https://evil.test", "http://keep.test", f"{BASE}:8443", f"{BASE}.evil.test", f"{BASE}/", ""],
 )
-def test_a_form_from_another_origin_is_refused(site: Site, origin: str | None) -> None:
-    site.room.enrolled()
-    code = site.begin()["user_code"]
-    fields = {"user_code": code, "username": "ada", "password": PASSWORD}
-    with site.refuses(403):
-        answer = site.send("/issuer/device", fields, origin=origin)
+def test_a_form_from_another_origin_is_refused(site: Site, fill: Callable[[Site], Form], origin: str | None) -> None:
+    form = fill(site)
+    with not_taken(site, form, 403):
+        answer = site.send(form.path, form.fields, origin=origin)
     assert (answer.status_code, NOT_OURS in answer.text) == (403, True)
-    assert approved(site) == ["pending"]
 
 
 @pytest.mark.parametrize(
@@ -263,26 +320,24 @@ def test_the_own_origin_is_recognised_as_browsers_write_it(site: Site, base_url:
         assert own.send("/issuer/device", fields, origin="https://evil.test").status_code == 403
 
 
+@FORMS
 @pytest.mark.parametrize("csrf", ["", "0" * 48, "é"])
-def test_a_form_without_the_pages_token_is_refused(site: Site, csrf: str) -> None:
-    site.room.enrolled()
-    code = site.begin()["user_code"]
-    fields = {"user_code": code, "username": "ada", "password": PASSWORD}
-    with site.refuses(403):
-        answer = site.send("/issuer/device", fields, csrf=csrf)
+def test_a_form_without_the_pages_token_is_refused(site: Site, fill: Callable[[Site], Form], csrf: str) -> None:
+    form = fill(site)
+    with not_taken(site, form, 403):
+        answer = site.send(form.path, form.fields, csrf=csrf)
     assert (answer.status_code, NOT_OURS in answer.text) == (403, True)
-    assert approved(site) == ["pending"]
 
 
-def test_a_form_without_the_cookie_is_refused_even_with_a_matching_empty_token(site: Site) -> None:
-    site.room.enrolled()
-    code = site.begin()["user_code"]
-    fields = {"user_code": code, "username": "ada", "password": PASSWORD}
-    with site.refuses(403, 403):
+@FORMS
+def test_a_form_without_the_cookie_is_refused_even_with_a_matching_empty_token(
+    site: Site, fill: Callable[[Site], Form]
+) -> None:
+    form = fill(site)
+    with not_taken(site, form, 403, 403):
         for csrf in ("", "x"):
-            answer = site.http.post("/issuer/device", data={**fields, "csrf": csrf}, headers={"origin": BASE})
+            answer = site.http.post(form.path, data={**form.fields, "csrf": csrf}, headers={"origin": BASE})
             assert (answer.status_code, NOT_OURS in answer.text) == (403, True)
-    assert approved(site) == ["pending"]
 
 
 @pytest.mark.parametrize("path", ["/issuer/device", "/issuer/enrol?token=enr_x"])
@@ -337,20 +392,21 @@ def test_passwords_are_not_shown_again(site: Site) -> None:
 
 @pytest.mark.parametrize("name", ["redirect_uri", "next", "return_to", "continue", "post_logout_redirect_uri"])
 def test_nothing_redirects(site: Site, name: str) -> None:
-    site.room.enrolled()
+    form = device(site)
     evil = {name: "https://evil.test/"}
-    code = site.begin()["user_code"]
-    answers = [
-        site.page(f"/issuer/device?{urlencode(evil)}"),
-        site.send(
-            f"/issuer/device?{urlencode(evil)}", {**evil, "user_code": code, "username": "ada", "password": PASSWORD}
-        ),
-        site.token(grant_type="authorization_code", code="x", **evil),
-        site.page(f"/issuer/authorize?response_type=code&{urlencode(evil)}"),
-        site.page("/issuer//evil.test"),
-    ]
+    with not_taken(site, form, 400, 404, 404):
+        answers = [
+            site.page(f"/issuer/device?{urlencode(evil)}"),
+            site.token(grant_type="authorization_code", code="x", **evil),
+            site.page(f"/issuer/authorize?response_type=code&{urlencode(evil)}"),
+            site.page("/issuer//evil.test"),
+        ]
+    # Who signs in is led nowhere either.
+    another = {**form.fields, "user_code": site.begin()["user_code"]}
+    answers.append(site.send(f"/issuer/device?{urlencode(evil)}", {**evil, **another}))
+    assert [answer.status_code for answer in answers] == [200, 400, 404, 404, 200]
+    assert approved(site) == ["approved", "approved"]
     for answer in answers:
-        assert answer.status_code in {200, 400, 404}
         assert "location" not in answer.headers
         assert "evil.test" not in answer.text
 
@@ -418,12 +474,54 @@ def test_a_link_used_twice_or_late_enrols_nobody(site: Site) -> None:
         third = site.send(f"/issuer/enrol?token={late}", fields)
         fourth = site.send("/issuer/enrol?token=enr_made_up", fields)
     for answer in (second, third, fourth):
-        assert (answer.status_code, alert(answer)) == (
-            422,
-            "this link was used, is over, or never was; ask for a new one",
-        )
+        assert (answer.status_code, alert(answer)) == (422, NO_LINK)
     with site.room.database.platform(read_only=True) as tx:
         assert [row["username"] for row in tx.all(sa.select(issuer_users))] == ["ada"]
+
+
+def test_an_invitation_used_twice_enrols_once(site: Site) -> None:
+    path, fields = f"/issuer/enrol?token={invited(site).token}", {"username": "ben", "password": PASSWORD}
+    assert site.send(path, fields).status_code == 200
+    with site.refuses(422, 422):
+        answers = [
+            site.send(path, {**fields, "password": "another long password"}),
+            site.send(path, {**fields, "username": "eve"}),
+        ]
+    assert {(answer.status_code, alert(answer)) for answer in answers} == {(422, NO_LINK)}
+    assert people(site) == {"ada", "ben"}
+    site.room.log_in("acme", "ben")
+
+
+def test_an_invitation_used_late_enrols_nobody(site: Site) -> None:
+    found = invited(site)
+    path, fields = f"/issuer/enrol?token={found.token}", {"username": "ben", "password": PASSWORD}
+    site.room.clock.advance(found.expires_at - site.room.clock.now_s())
+    with site.refuses(422):
+        answer = site.send(path, fields)
+    assert (answer.status_code, alert(answer)) == (422, NO_LINK)
+    assert people(site) == {"ada"}
+
+
+def test_an_invitation_works_until_its_last_second(site: Site) -> None:
+    found = invited(site)
+    site.room.clock.advance(found.expires_at - site.room.clock.now_s() - 1)
+    path = f"/issuer/enrol?token={found.token}"
+    assert site.send(path, {"username": "ben", "password": PASSWORD}).status_code == 200
+    assert people(site) == {"ada", "ben"}
+
+
+def test_an_invitation_enrols_nobody_else_and_nobody_who_was_removed(site: Site) -> None:
+    admin, _ = site.room.enrolled()
+    made = site.room.members.invite(admin, "ben", frozenset({Role.ANALYST}))
+    path, fields = f"/issuer/enrol?token={made.invitation.token}", {"username": "ben", "password": PASSWORD}
+    with site.refuses(422):
+        other = site.send(path, {**fields, "username": "eve"})
+    assert (other.status_code, alert(other)) == (422, "this invitation is for `ben`")
+    site.room.members.remove(admin, made.member.id)
+    with site.refuses(422):
+        removed = site.send(path, fields)
+    assert (removed.status_code, alert(removed)) == (422, NO_LINK)
+    assert people(site) == {"ada"}
 
 
 def test_an_enrolment_link_is_no_bearer_token_and_no_refresh_token(site: Site) -> None:
@@ -549,24 +647,44 @@ def test_broken_or_double_client_authentication_is_refused(
     assert (answer.status_code, answer.json()["error"]) == (status, error)
 
 
-@pytest.mark.parametrize("path", ["/issuer/token", "/issuer/device_authorization", "/issuer/revoke"])
-def test_secrets_are_not_taken_from_the_address(site: Site, path: str) -> None:
-    assert site.page(f"{path}?grant_type=client_credentials").status_code == 405
-    answer = site.http.post(
-        f"{path}?grant_type=client_credentials&client_id=a&client_secret=b", headers={"content-type": FORM}
-    )
-    assert dict(parse_qsl(answer.text)) == {}
-    assert answer.json() in (
-        {"error": "unsupported_grant_type", "error_description": "this grant type is not supported"},
-        {"error": "unauthorized_client", "error_description": "this client may not log people in"},
-        {},
-    )
+@pytest.mark.parametrize(
+    ("path", "status", "said"),
+    [
+        (
+            "/issuer/token",
+            400,
+            {"error": "unsupported_grant_type", "error_description": "this grant type is not supported"},
+        ),
+        (
+            "/issuer/device_authorization",
+            400,
+            {"error": "unauthorized_client", "error_description": "this client may not log people in"},
+        ),
+        ("/issuer/revoke", 200, {}),
+    ],
+)
+def test_secrets_are_not_taken_from_the_address(site: Site, path: str, status: int, said: dict[str, str]) -> None:
+    admin, _ = site.room.enrolled()
+    made, refresh = site.room.account(admin), str(site.room.log_in().refresh_token)
+    good = {"client_id": made.service_account.client_id, "client_secret": made.client_secret}
+    query = {**good, "grant_type": "client_credentials", "scope": "organization:acme", "token": refresh}
+    with site.refuses(405, *([status] if said else [])):
+        assert site.page(f"{path}?{urlencode(query)}").status_code == 405
+        answer = site.http.post(f"{path}?{urlencode(query)}", headers={"content-type": FORM})
+    assert (answer.status_code, answer.json()) == (status, said)
+    # They are good: in the form's place they are taken, and what was to be revoked was not.
+    assert site.token(grant_type="client_credentials", **good).status_code == 200
+    assert site.token(grant_type="refresh_token", refresh_token=refresh, client_id=SDK).status_code == 200
 
 
 def test_a_head_request_changes_nothing(site: Site) -> None:
-    for path in ("/issuer/device", "/issuer/enrol?token=enr_x"):
+    form = link(site)
+    before = rows_of(site.room.database)
+    for path in ("/issuer/device", f"/issuer/enrol?{urlencode(form.fields)}"):
         answer = site.http.request("HEAD", path)
         assert (answer.status_code, answer.text) == (200, "")
+    assert rows_of(site.room.database) == before
+    assert site.send(form.path, form.fields).status_code == 200
 
 
 def test_logging_out_revokes_and_tells_nobody_what_was_known(site: Site) -> None:
@@ -586,6 +704,8 @@ def test_when_too_many_log_in_at_once_the_answer_is_503_and_no_guess_is_counted(
     site.room.enrolled()
     code = site.begin()["user_code"]
     monkeypatch.setattr(secrets, "_HASHING_WAIT_S", 0.0)
+    moving = MOVING | {"guesses"}
+    before, recorded = rows_of(site.room.database, moving=moving), len(site.room.recorder.events)
     taken = [secrets._hashing.acquire(blocking=False) for _ in range(secrets._HASHING_AT_ONCE)]
     try:
         for _ in range(11):
@@ -594,4 +714,13 @@ def test_when_too_many_log_in_at_once_the_answer_is_503_and_no_guess_is_counted(
     finally:
         for _ in taken:
             secrets._hashing.release()
+    # Neither a guess nor a refusal: nobody was told that anything was wrong.
+    assert rows_of(site.room.database, moving=moving) == before
+    with site.room.database.platform(read_only=True) as tx:
+        counted = {row["what"].partition(":")[0]: row["count"] for row in tx.all(sa.select(guesses))}
+    assert counted.pop("device") == 1, "the login that was begun"
+    assert set(counted.values()) == {0}
+    site.notes.sweep(unfinished=True)
+    assert site.room.recorder.events[recorded:] == []
+    assert approved(site) == ["pending"]
     assert site.sign_in(code).status_code == 200

@@ -40,6 +40,7 @@ class Edge:
         self.ports = listening() - before
         self.house.acme.clients["developer"].models.upload("model", graph=GRAPH, weights=WEIGHTS)
         self.evidence = Evidence(self.house)
+        self.before = self.evidence.state()
         self.http = self.house.http(self.house.acme.clients["developer"])
 
     def close(self) -> None:
@@ -48,27 +49,48 @@ class Edge:
         self.house.close()
 
     def refuses(self, status: int, code: str, answer: httpx.Response) -> None:
-        """Check an answer, and that the refusal is in the tenant's log."""
+        """Check an answer, and that the refusal and why is in the tenant's log and in no other.
+
+        A refused completion is two entries: of the upload that it ended, and of the call.
+        """
         error = answer.json()["error"]
         said = answer.headers.get("x-error-code") if isinstance(error, str) else error["code"]
         assert (answer.status_code, said) == (status, code), answer.text
-        assert {entry.tenant for entry in self.evidence.entries(answer.headers["x-request-id"])} == {"acme"}
+        found = self.evidence.entries(answer.headers["x-request-id"])
+        assert {entry.tenant for entry in found} == {"acme"}
+        ended = [("failed", code)] if answer.request.url.path.endswith("/complete") else []
+        recorded = [(one.outcome, one.facts.get("reason") or one.facts.get("code")) for one in found]
+        assert recorded == [*ended, ("denied", code)]
+
+    def post(self, path: str, **options: Any) -> httpx.Response:
+        """Send something; what is refused changes nothing."""
+        self.before = self.evidence.state()
+        return self.unchanged(self.http.post(path, **options))
+
+    def unchanged(self, answer: httpx.Response, *, ended: int = 0) -> httpx.Response:
+        """Check that a refusal leaves every row as it was before the last `post`, but uploads that it `ended`."""
+        if not answer.is_success:
+            after = self.evidence.state()
+            new = [row for row in after["uploads"] if row not in self.before["uploads"]]
+            assert [re.findall(r"'state': '(\w+)'", row) for row in new] == [["aborted"]] * ended
+            assert {**after, "uploads": []} == {**self.before, "uploads": []}, answer.text
+        return answer
 
     def graph(self, graph: object) -> httpx.Response:
         """Declare a version with `graph`."""
         said = {"weights_bytes": len(WEIGHTS), "weights_sha256": hashlib.sha256(WEIGHTS).hexdigest()}
-        return self.http.post("/v1/models/cells/versions", json={"graph": graph, **said})
+        return self.post("/v1/models/cells/versions", json={"graph": graph, **said})
 
     def weights(self, data: bytes) -> httpx.Response:
         """Upload `data` as weights; return what its completion is answered with."""
         said = {"weights_bytes": len(data), "weights_sha256": hashlib.sha256(data).hexdigest()}
-        return self.complete(self.http.post("/v1/models/cells/versions", json={"graph": GRAPH, **said}), data)
+        return self.complete(self.post("/v1/models/cells/versions", json={"graph": GRAPH, **said}), data)
 
     def dataset(self, data: bytes, **changes: Any) -> httpx.Response:
         """Declare a dataset; it is no upload yet."""
         said = {"name": "rows", "format": "csv", "schema": SCHEMA, "privacy": PRIVATE, "size_bytes": len(data)}
         digest = hashlib.sha256(data).hexdigest()
-        return self.http.post("/v1/datasets", json={**said, "sha256": digest, "description": "", **changes})
+        return self.post("/v1/datasets", json={**said, "sha256": digest, "description": "", **changes})
 
     def complete(self, begun: httpx.Response, data: bytes) -> httpx.Response:
         """Send the bytes of an upload and complete it."""
@@ -76,7 +98,8 @@ class Edge:
         path = f"/v1/uploads/{begun.json()['upload']['id']}"
         digest = {"content-digest": f"sha-256=:{b64encode(hashlib.sha256(data).digest()).decode()}:"}
         assert self.http.put(f"{path}/parts/0", content=data, headers=digest).status_code == 200
-        return self.http.post(f"{path}/complete")
+        # Of what is refused now, nothing is left of what was begun either, but the upload, given up.
+        return self.unchanged(self.http.post(f"{path}/complete"), ended=1)
 
 
 def listening() -> set[int]:
@@ -151,7 +174,7 @@ def no_config(edge: Edge) -> None:
     edge.refuses(422, "invalid_weights", edge.weights(json.dumps(CONFIG).encode()))
     said = {"graph": GRAPH, "weights_bytes": len(WEIGHTS), "weights_sha256": hashlib.sha256(WEIGHTS).hexdigest()}
     for name in ("config", "trust_remote_code", "auto_map", "tokenizer"):
-        edge.refuses(400, "invalid_body", edge.http.post("/v1/models/cells/versions", json={**said, name: CONFIG}))
+        edge.refuses(400, "invalid_body", edge.post("/v1/models/cells/versions", json={**said, name: CONFIG}))
 
 
 def no_archives(edge: Edge) -> None:
@@ -168,7 +191,8 @@ def no_archives(edge: Edge) -> None:
 def no_grpc(edge: Edge) -> None:
     assert edge.ports == {int(edge.house.url.rpartition(":")[2])}
     head = {"content-type": "application/grpc", "te": "trailers"}
-    call = edge.http.post("/inference.GRPCInferenceService/ModelInfer", content=bytes(5), headers=head)
+    with edge.evidence.strangers_counted(1, 404):
+        call = edge.post("/inference.GRPCInferenceService/ModelInfer", content=bytes(5), headers=head)
     assert (call.status_code, call.json()["error"]["code"]) == (404, "no_such_path")
     # The preface of HTTP/2, which gRPC needs: the server speaks HTTP/1.1 alone.
     with socket.create_connection(("127.0.0.1", min(edge.ports)), timeout=10) as raw:
@@ -183,9 +207,9 @@ def no_binary(edge: Edge) -> None:
     path = "/v2/models/model/infer"
     for size in (len(head), 0, 1 << 70, -1):
         binary = {"inference-header-content-length": str(size)}
-        edge.refuses(422, "binary_not_supported", edge.http.post(path, content=head + bytes(8), headers=binary))
-    edge.refuses(400, "invalid_body", edge.http.post(path, content=head + bytes(8)))
-    edge.refuses(400, "invalid_body", edge.http.post(path, content=head))
+        edge.refuses(422, "binary_not_supported", edge.post(path, content=head + bytes(8), headers=binary))
+    edge.refuses(400, "invalid_body", edge.post(path, content=head + bytes(8)))
+    edge.refuses(400, "invalid_body", edge.post(path, content=head))
 
 
 # --- what is fetched, and keys ------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from fakes.access import BY, FOREIGN, MODEL, AccessRoom, quick_database, refused
+from fakes.access import BY, DATASET, FOREIGN, MODEL, AccessRoom, quick_database, refused
 from fakes.audit import CommittedLog
 from fakes.core import ACME, GLOBEX, FakeClock, FakeRecorder, tenant_caller
 from isolation.routes import code_of, seen
@@ -26,6 +26,7 @@ from modelkeep_platform.core.actions import Action
 from modelkeep_platform.core.callers import Caller, Role
 from modelkeep_platform.core.errors import CallerError, ForbiddenError, IntegrityError, NotFoundError, UnavailableError
 from modelkeep_platform.core.events import Event, Outcome
+from modelkeep_platform.core.ids import TenantId
 from modelkeep_platform.core.limits import MAX_POLICY_BYTES
 from modelkeep_platform.core.refs import Kind, ResourceRef, collection
 from modelkeep_platform.storage.tables.access import active_policies, grants, policy_versions
@@ -132,22 +133,33 @@ def test_the_largest_texts_that_pass_are_decided_by(room: AccessRoom) -> None:
 
 # --- the guard ----------------------------------------------------------------------------------
 
-LIFTING = [
-    PERMIT,
-    HEAD + "context.cross_tenant };",
-    f'{HEAD}resource.tenant == "{GLOBEX}" }};',
-    f"{HEAD}!(principal.tenant == resource.tenant) }};",
-    f"{HEAD}resource.granted.contains(principal.tenant) || true }};",
-    'permit (principal, action, resource == Modelkeep::Model::"mdl_globex");',
-]
+LIFTING: dict[str, tuple[str, set[str]]] = {
+    "everything": (PERMIT, {"model", "dataset"}),
+    "context": (HEAD + "context.cross_tenant };", set()),
+    "tenant": (HEAD + 'resource.tenant == "OWNER" };', {"model", "dataset"}),
+    "another-tenant": (HEAD + "!(principal.tenant == resource.tenant) };", set()),
+    "granted": (HEAD + "resource.granted.contains(principal.tenant) || true };", {"model", "dataset"}),
+    "model": ('permit (principal, action, resource == Modelkeep::Model::"MODEL");', {"model"}),
+    "dataset": ('permit (principal, action, resource == Modelkeep::Dataset::"DATASET");', {"dataset"}),
+}
+"""Texts that speak of what another tenant owns, and which of them opens what at home: so it does mean what is there."""
 
 
-@pytest.mark.parametrize("text", LIFTING, ids=range(len(LIFTING)))
-def test_no_policy_of_either_side_lifts_the_guard(room: AccessRoom, text: str) -> None:
-    room.policies.publish(ADMIN, text)
-    room.policies.publish(tenant_caller(GLOBEX), text)
+def lifting(text: str, owner: str, model: str, dataset: str) -> str:
+    """Return a text with the ids that the platform gave."""
+    return text.replace("OWNER", owner).replace("MODEL", model).replace("DATASET", dataset)
+
+
+@pytest.mark.parametrize("text", [text for text, _ in LIFTING.values()], ids=LIFTING)
+@pytest.mark.parametrize(("owner", "model"), [(ACME, MODEL), (GLOBEX, FOREIGN)], ids=["acmes", "globexs"])
+def test_no_policy_of_either_side_lifts_the_guard(
+    room: AccessRoom, text: str, owner: TenantId, model: ResourceRef
+) -> None:
+    for caller in (ADMIN, tenant_caller(GLOBEX)):
+        room.policies.publish(caller, lifting(text, owner, str(model.object_id), str(DATASET.object_id)))
     assert refuse(room, ADMIN, Action.MODEL_READ, FOREIGN).error_code == "not_found"
     assert refuse(room, tenant_caller(GLOBEX), Action.MODEL_READ, MODEL).error_code == "not_found"
+    assert refuse(room, tenant_caller(GLOBEX), Action.DATASET_READ, DATASET).error_code == "not_found"
 
 
 def test_no_policy_gives_a_tenant_what_is_the_operators(room: AccessRoom) -> None:
@@ -468,13 +480,18 @@ def test_who_may_not_publish_changes_nothing(house: House, evidence: Evidence, r
         is_refused(evidence, answer, 403, "forbidden", f"no policy permits `{action}` to the roles `{role}`")
 
 
-@pytest.mark.parametrize("text", LIFTING, ids=range(len(LIFTING)))
+@pytest.mark.parametrize(("text", "home"), LIFTING.values(), ids=LIFTING)
 @pytest.mark.usefixtures("mended")
 def test_no_published_policy_lifts_the_guard_over_http(
-    evidence: Evidence, admin: httpx.Client, outsider: httpx.Client, text: str
+    house: House, evidence: Evidence, admin: httpx.Client, outsider: httpx.Client, text: str, home: set[str]
 ) -> None:
+    owner = admin.get("/v1/whoami").json()["tenant"]["id"]
+    model, dataset = (admin.get(path).json()["id"] for path in ("/v1/models/model", "/v1/datasets/rows"))
     for http in (admin, outsider):
-        assert publish(http, text).status_code == 201
+        assert publish(http, lifting(text, owner, model, dataset)).status_code == 201
+    closed = {"model": "/v1/models/model/versions/1/weights", "dataset": "/v1/datasets/rows"}
+    with house.http(house.acme.clients["auditor"]) as own:
+        assert {what for what, path in closed.items() if own.get(path).status_code == 200} == home
     infer = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 1]}]}
     calls: tuple[tuple[str, str, Any], ...] = (
         ("GET", "/v1/models/acme~{}", None),

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+import modelkeep
 from attacks.forgeries import (
     AUDIENCE,
     FORGERIES,
@@ -27,16 +28,19 @@ from attacks.forgeries import (
     hs256,
     mint_of,
 )
+from attacks.sign_in import DEVICE_GRANT
 from fakes.core import FakeClock, FakeRecorder, operator_caller
 from fakes.identity import CLAIMS, ISSUER, NOW, Forger, IdentityRoom, b64
 from isolation.routes import code_of
+from modelkeep.auth import DevicePrompt
+from modelkeep.types import Member
 from modelkeep_platform.core.callers import OperatorCaller, Role, TenantCaller
 from modelkeep_platform.core.errors import UnauthenticatedError
 from modelkeep_platform.identity import secrets
 from modelkeep_platform.identity.tokens import ExpiredTokenError, InvalidTokenError, verify
 from modelkeep_platform.storage.database import Database
 from services.evidence import Evidence
-from services.house import House, token_of, wait_until
+from services.house import PASSWORD, House, approve, token_of, wait_until
 
 TABLE = pytest.mark.parametrize("forgery", FORGERIES, ids=lambda forgery: forgery.id)
 
@@ -310,8 +314,52 @@ def test_refresh_tokens_links_and_secrets_are_no_access_tokens(
     house: House, stranger: httpx.Client, evidence: Evidence
 ) -> None:
     link = house.acme.admin.members.invite("linked", roles=["analyst"]).invitation.token
-    for secret in (link, house.acme.secrets["developer"][1], house.made.operator_secret, "mkr_" + "A" * 43):
+    refresh = signed_in(house, stranger, joined(house, "refreshed"))["refresh_token"]
+    known = (house.acme.secrets["developer"][1], house.made.operator_secret)
+    for secret in (link, *known, refresh, "mkr_" + "A" * 43):
         turned_away(stranger, evidence, secret, "the token has not three parts")
+    # Nor is it used up: it is good where it belongs.
+    form = {"grant_type": "refresh_token", "refresh_token": refresh, "client_id": "modelkeep-sdk"}
+    assert stranger.post("/issuer/token", data=form).status_code == 200
+
+
+def test_a_removed_members_token_opens_nothing_from_the_next_call_on(
+    house: House, stranger: httpx.Client, evidence: Evidence
+) -> None:
+    member = joined(house, "removed")
+    tokens = signed_in(house, stranger, member)
+    assert who(stranger, tokens["access_token"]).json()["principal"] == member.id
+    house.acme.admin.members.remove(member.id)
+    turned_away(stranger, evidence, tokens["access_token"], NO_MEMBER)
+    # Nor does her refresh token get her another one.
+    form = {"grant_type": "refresh_token", "refresh_token": tokens["refresh_token"], "client_id": "modelkeep-sdk"}
+    with evidence.strangers_counted(1, 400):
+        answer = stranger.post("/issuer/token", data=form)
+    assert (answer.status_code, answer.json()["error"]) == (400, "invalid_grant")
+
+
+def joined(house: House, username: str) -> Member:
+    """Invite somebody who may do much to Acme, and have her accept."""
+    made = house.acme.admin.members.invite(username, roles=["developer", "tenant-admin"])
+    modelkeep.enrol(house.url, made.invitation.token, username=username, password=PASSWORD)
+    return made.member
+
+
+def signed_in(house: House, stranger: httpx.Client, member: Member) -> dict[str, str]:
+    """Return the tokens of a member of Acme who logs a device in."""
+    form = {"client_id": "modelkeep-sdk", "scope": "organization:acme"}
+    begun = stranger.post("/issuer/device_authorization", data=form).json()
+    prompt = DevicePrompt(
+        user_code=begun["user_code"],
+        verification_uri=begun["verification_uri"],
+        verification_uri_complete=begun["verification_uri_complete"],
+        expires_in_s=begun["expires_in"],
+    )
+    approve(prompt, member.name)
+    redeem = {"grant_type": DEVICE_GRANT, "device_code": begun["device_code"], "client_id": "modelkeep-sdk"}
+    answer = stranger.post("/issuer/token", data=redeem)
+    assert answer.status_code == 200, answer.text
+    return {name: str(value) for name, value in answer.json().items()}
 
 
 def test_a_token_from_before_a_change_of_its_credential_opens_nothing(

@@ -4,6 +4,7 @@ Each limit is pressed four times: as the settings have it, set for Acme, by Glob
 back. A limit without its row here fails the test.
 """
 
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -198,6 +199,42 @@ def test_a_limit_of_one_tenant(house: House, name: str) -> None:
         back = tenants.set_limits("acme", {name: None}).limits[name]
     assert (back.value, back.own) == (back.default, False)
     assert case.press(house, house.acme) == OK
+
+
+@pytest.mark.parametrize("name", ["requests_per_minute", "principal_requests_per_minute"])
+def test_every_answer_to_somebody_known_says_the_rate_that_binds(house: House, name: str) -> None:
+    """The draft's fields, on both planes, of what is done and of what is refused; a stranger is told nothing."""
+    plain = house.operator.tenants.get("acme").limits["principal_requests_per_minute"].value
+    planes = (("GET", "/v1/whoami"), ("POST", "/v2/models/model/infer"))
+
+    def told(tenant: Tenant, wanted: int) -> list[tuple[str, str]]:
+        with house.http(tenant.clients["developer"]) as http:
+            answers = [http.request(method, path, json=INFER if method == "POST" else None) for method, path in planes]
+        assert {answer.status_code for answer in answers} == {wanted}
+        return [(answer.headers["ratelimit-policy"], answer.headers["ratelimit"]) for answer in answers]
+
+    def policies(tenant: Tenant, wanted: int = 200) -> set[str]:
+        return {policy for policy, _ in told(tenant, wanted)}
+
+    assert policies(house.acme) == {f'"requests";q={plain};w=60'}
+    house.operator.tenants.set_limits("acme", {name: 240})
+    try:
+        found = told(house.acme, 200)
+        assert {policy for policy, _ in found} == {'"requests";q=240;w=60'}
+        assert all(re.fullmatch(r'"requests";r=\d+;t=\d+', standing) for _, standing in found)
+        assert policies(house.globex) == {f'"requests";q={plain};w=60'}
+        house.operator.tenants.set_limits("acme", {name: 1})
+        with house.http(house.acme.clients["developer"]) as http:
+            http.get("/v1/whoami")
+        found = told(house.acme, 429)
+        assert {policy for policy, _ in found} == {'"requests";q=1;w=60'}
+        assert all(re.fullmatch(r'"requests";r=0;t=[1-9]\d*', standing) for _, standing in found)
+    finally:
+        house.operator.tenants.set_limits("acme", {name: None})
+    with house.http(None) as http:
+        strangers = [http.request(method, path, json={}) for method, path in planes]
+    assert [answer.status_code for answer in strangers] == [401, 401]
+    assert not [name for answer in strangers for name in answer.headers if name.startswith("ratelimit")]
 
 
 def test_below_what_is_used_nothing_is_taken_away(house: House) -> None:

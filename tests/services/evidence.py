@@ -17,8 +17,11 @@ from modelkeep_platform.storage.tables.audit import audit_entries
 from modelkeep_platform.storage.tables.identity import tenants
 from services.house import House, wait_until
 
-MOVING = {"request_buckets", "request_places", "server_processes", "idempotency", "epoch"}
-"""Tables that move by themselves, or with every call."""
+MOVING = {"request_buckets", "request_places", "server_processes"}
+"""Tables that move by themselves, or with every call.
+
+Not the epoch, with which everybody's caches go, and not the Idempotency-Keys: a refused call leaves neither.
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -335,6 +335,9 @@ def test_a_removed_member_and_a_suspended_tenant_refresh_nothing(room: IdentityR
     assert code_of(lambda: refreshed(room, of_ben)) == "invalid_grant"
     room.tenants.suspend(operator_caller(), "acme")
     assert code_of(lambda: refreshed(room, of_ada)) == "invalid_grant"
+    # The refusal spent nothing: with resumption it is as it was before.
+    room.tenants.resume(operator_caller(), "acme")
+    assert refreshed(room, of_ada) != of_ada
 
 
 def test_a_refresh_token_older_than_its_credential_is_over(room: IdentityRoom) -> None:

@@ -258,16 +258,22 @@ class EmbeddedIssuer:
         Raises:
             OAuthError: it is unknown, over, used or revoked, or of another client.
         """
+        over = OAuthError("the refresh token is over; log in again", code="invalid_grant")
+        with self._database.platform(read_only=True) as tx:
+            row = tx.first(sa.select(refresh_tokens).where(refresh_tokens.c.token_hash == token_hash(refresh_token)))
+        if row is None:
+            raise over
+        tenant, subject, issued_at = TenantId(row["tenant"]), row["subject"], row["issued_at"]
+        # A refusal spends nothing: when a suspended tenant is resumed, its people are logged in as before.
+        if row["used_at"] is None and issued_at <= self._membership(tenant, subject).not_before:
+            raise over
         successor = new_secret("mkr")
         with self._database.platform() as tx:
-            row = tx.first(sa.select(refresh_tokens).where(refresh_tokens.c.token_hash == token_hash(refresh_token)))
-            fresh = row is not None and self._spend(tx, row, client_id, token_hash(successor))
-        if row is None or not fresh:
-            raise OAuthError("the refresh token is over; log in again", code="invalid_grant")
-        tenant = TenantId(row["tenant"])
-        if row["issued_at"] <= self._membership(tenant, row["subject"]).not_before:
-            raise OAuthError("the refresh token is over; log in again", code="invalid_grant")
-        return _answer(self._access_token(tenant, row["subject"], client_id), successor)
+            fresh = self._spend(tx, row, client_id, token_hash(successor))
+        # Once more: what it rests on may have changed since.
+        if not fresh or issued_at <= self._membership(tenant, subject).not_before:
+            raise over
+        return _answer(self._access_token(tenant, subject, client_id), successor)
 
     def revoke(self, token: str) -> None:
         """Revoke a refresh token's family, or one access token (RFC 7009); an unknown token is no error.

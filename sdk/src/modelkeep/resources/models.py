@@ -19,6 +19,7 @@ from modelkeep.resources.base import Resource
 from modelkeep.types import Download, Model, ModelVersion, Upload
 
 _MAX_GRAPH_BYTES: Final = 8 * MIB
+_MAX_WEIGHTS_BYTES: Final = 32 * 1024 * MIB  # the platform's largest upload
 _PRODUCTION: Final = "production"
 _Versions: TypeAlias = list[ModelVersion]  # `list` is a method below
 
@@ -173,6 +174,9 @@ class _Counting:
 def _weights(
     session: Session, place: tuple[str | int, ...], found: ModelVersion, progress: DownloadReport
 ) -> Flow[bytes]:
+    # What the server says bounds what it may send, and is bounded itself: all of it is kept in memory.
+    if not 0 < found.weights_bytes <= _MAX_WEIGHTS_BYTES:
+        raise ProtocolError("the server says that the weights have more bytes than any that it takes, or none at all")
     # Each attempt begins a fresh buffer; the last one made is that of the answer that came through.
     buffers: list[_Counting] = []
     with download_report(progress, found.name) as report:
