@@ -20,6 +20,7 @@ from typing import Any
 import httpx
 import pytest
 
+from docs.generate import tree_of
 from modelkeep.errors import APIError
 from modelkeep_platform.http.routing import Endpoint
 from services import watched
@@ -55,7 +56,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
 
 def imports(path: Path) -> set[str]:
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             found |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -94,7 +95,7 @@ def sends(path: Path) -> set[str]:
     """Return what a source calls that could reach out, as it is written there."""
     return {
         ast.unparse(node)
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(tree_of(path))
         if (isinstance(node, ast.Attribute) and node.attr in SENDS) or (isinstance(node, ast.Name) and node.id in SENDS)
     }
 
@@ -102,7 +103,7 @@ def sends(path: Path) -> set[str]:
 def test_sockets_are_opened_to_listen_or_to_a_child_only() -> None:
     found = {str(path.relative_to(SOURCES)): sends(path) for path in SOURCES.rglob("*.py")}
     assert {path: names for path, names in found.items() if names} == REACHES
-    called = ast.parse((SOURCES / "workers" / "channel_async.py").read_text(encoding="utf-8"))
+    called = tree_of(SOURCES / "workers" / "channel_async.py")
     for node in ast.walk(called):
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "loop.create_connection":
             assert {word.arg for word in node.keywords} == {"sock"}

@@ -39,6 +39,21 @@ SOURCES: Final = ROOT / "platform" / "src" / "modelkeep_platform"
 _BEGIN, _END = "<!-- generated: {} -->", "<!-- end of {} -->"
 
 
+def tree_of(path: Path) -> ast.Module:
+    """Parse a source.
+
+    Again when CPython mixed up how deep it was: before 3.11.8 all threads share that number, and another that parses
+    meanwhile makes a SystemError of it (python/cpython#106905).
+    """
+    text = path.read_text(encoding="utf-8")
+    for _ in range(9):
+        try:
+            return ast.parse(text)
+        except SystemError:
+            continue
+    return ast.parse(text)
+
+
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """Return a Markdown table."""
     head = list(head)
@@ -134,7 +149,7 @@ def error_codes() -> dict[str, tuple[set[int], set[str]]]:
         texts.add(text)
 
     for path in sorted(SOURCES.rglob("*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = tree_of(path)
         for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef) and node.name in classes:
                 kind = classes[node.name]
@@ -176,7 +191,7 @@ def constants() -> dict[str, ast.expr]:
     return {
         one.target.id: one.value
         for path in SOURCES.rglob("*.py")
-        for one in ast.parse(path.read_text(encoding="utf-8")).body
+        for one in tree_of(path).body
         if isinstance(one, ast.AnnAssign)
         and isinstance(one.target, ast.Name)
         and isinstance(one.value, ast.Constant)
@@ -223,7 +238,7 @@ def oauth_codes() -> dict[str, tuple[set[str], set[str]]]:
         texts.add(text)
 
     for path in sorted(SOURCES.rglob("*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = tree_of(path)
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == OAuthError.__name__:
                 code = next((word.value.value for word in node.keywords if isinstance(word.value, ast.Constant)), "")
@@ -252,7 +267,7 @@ def sdk_codes() -> dict[str, set[str]]:
         if isinstance(kind, type) and issubclass(kind, errors.ModelkeepError) and "code" in vars(kind):
             found.setdefault(kind.code, set()).add(first(kind.__doc__).rstrip("."))
     for path in sorted((ROOT / "sdk" / "src").rglob("*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = tree_of(path)
         for node in ast.walk(tree):
             given = {word.arg: word.value for word in node.keywords} if isinstance(node, ast.Call) else {}
             if isinstance(node, ast.Call) and {"code", "status"} <= set(given):

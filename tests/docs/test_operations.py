@@ -3,7 +3,7 @@
 import ast
 import re
 
-from docs.generate import ROOT, SOURCES
+from docs.generate import ROOT, SOURCES, tree_of
 from modelkeep_platform.core.errors import ModelkeepError
 from modelkeep_platform.http.watch import LIMITS
 from modelkeep_platform.telemetry.logs import FIELDS
@@ -46,7 +46,7 @@ def said() -> dict[str, str]:
     """Return the texts that our own sources log as errors and warnings, with where."""
     found = {}
     for path in sorted(SOURCES.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree_of(path)):
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args):
                 continue
             if node.func.attr in {"error", "exception", "warning"} and isinstance(node.args[0], ast.Constant):
