@@ -194,6 +194,17 @@ def test_only_the_lease_holder_integrates_and_the_lease_moves_when_it_dies(log: 
     assert log.integrator.integrate_now() == 2
 
 
+def test_who_looked_before_another_took_the_lease_leaves_it_alone(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = log.new_integrator()
+    log.record(event())
+    assert log.integrator.integrate_now() == 1
+    log.record(event())
+    # Both looked while nobody had it; this one comes second.
+    monkeypatch.setattr(other, "_anything_to_do", lambda _tx: True)
+    assert other.integrate_now() == 1
+    assert log.integrator.integrate_now() == 2
+
+
 def test_a_look_that_finds_nothing_writes_nothing_until_the_lease_is_half_over(log: Log, clock: FakeClock) -> None:
     log.record(event())
     assert log.integrator.integrate_now() == 1

@@ -1,5 +1,6 @@
 """The bytes of an entry: JSON with sorted names and no spaces, the same whoever writes it."""
 
+import hashlib
 import json
 
 from hypothesis import given
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 
 from fakes.audit import event
 from fakes.core import ACME, tenant_caller
-from modelkeep_platform.audit.entries import entry_body, personal_fields
+from modelkeep_platform.audit.entries import SALT_BYTES, entry_body, leaf_data, personal_fields
 from modelkeep_platform.core.events import Facts
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
@@ -28,3 +29,9 @@ def test_an_entry_has_one_spelling(facts: Facts, personal: Facts, sealed: bytes)
     names = personal_fields(happened)
     assert json.loads(names) == {**personal, "principal": tenant_caller(ACME, name="ana").principal, "name": "ana"}
     assert names == written(json.loads(names))
+
+
+def test_a_leaf_commits_to_salt_and_entry() -> None:
+    salt, body = bytes(range(SALT_BYTES)), b'{"v":1}'
+    assert leaf_data(salt, body) == b"\x01" + hashlib.sha256(salt + body).digest()
+    assert leaf_data(bytes(SALT_BYTES), body) != leaf_data(salt, body)
