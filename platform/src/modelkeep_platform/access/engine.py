@@ -7,7 +7,7 @@ which would turn a forbid into nothing, so an error forbids.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 import cedarpy
@@ -76,14 +76,13 @@ class Context(NamedTuple):
 _NOTHING_KNOWN: Final = Context("", "", 0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """A request, put into Cedar's terms when it is first asked, once for every policy set.
+class Question(NamedTuple):
+    """A request, put into Cedar's terms when it is asked; also what an opinion is kept by, the tenant first.
 
     Args:
+        tenant: of who asks.
         principal_type: ``User``, ``ServiceAccount`` or ``Operator``.
         principal: who asks.
-        tenant: of whom.
         roles: held there.
         name: the principal's name.
         action: to do what.
@@ -92,9 +91,9 @@ class Question:
         granted: tenants to which the owner grants this very action on this object.
     """
 
+    tenant: str
     principal_type: str
     principal: str
-    tenant: str
     roles: tuple[str, ...]
     name: str
     action: str
@@ -102,7 +101,7 @@ class Question:
     context: Context
     granted: frozenset[TenantId]
 
-    @cached_property
+    @property
     def request(self) -> dict[str, object]:
         """The request; the context is JSON already."""
         name, alias, version = self.context
@@ -115,7 +114,7 @@ class Question:
             "context": _json(context),
         }
 
-    @cached_property
+    @property
     def entities(self) -> cedarpy.Entities:
         """Principal and resource with their attributes, parsed.
 

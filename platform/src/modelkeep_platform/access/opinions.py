@@ -9,32 +9,15 @@ the engine likes, and is asked again.
 import dataclasses
 import sys
 from functools import lru_cache, partial
-from typing import NamedTuple
 
 import cedarpy
 
 from modelkeep_platform.access.engine import Context, Opinion, Question, ask
 from modelkeep_platform.access.sight import Sights
-from modelkeep_platform.core.ids import ObjectId, TenantId
-from modelkeep_platform.core.refs import Kind, ResourceRef
+from modelkeep_platform.core.ids import ObjectId
+from modelkeep_platform.core.refs import ResourceRef
 
 _HIDDEN = "*"
-
-
-class _Seen(NamedTuple):
-    """A question without what is not seen of it; the tenants first."""
-
-    tenant: str
-    owner: TenantId
-    principal_type: str
-    principal: str
-    roles: tuple[str, ...]
-    principal_name: str
-    action: str
-    kind: Kind
-    object_id: ObjectId
-    context: Context
-    granted: frozenset[TenantId]
 
 
 class Opinions:
@@ -52,22 +35,15 @@ class Opinions:
     def about(self, asked: Question) -> Opinion:
         """Return what they say to every question that looks like this one to them."""
         sight, ref, context = self._sights.of(asked.action), asked.ref, asked.context
-        seen = _Seen(
-            asked.tenant,
-            ref.owner,
-            asked.principal_type,
-            asked.principal if sight.principal else _HIDDEN,
-            asked.roles,
-            asked.name if sight.principal_name else "",
-            asked.action,
-            ref.kind,
-            ref.object_id if sight.object else ObjectId(_HIDDEN),
-            Context(
+        seen = asked._replace(
+            principal=asked.principal if sight.principal else _HIDDEN,
+            name=asked.name if sight.principal_name else "",
+            ref=ref if sight.object else ResourceRef(owner=ref.owner, kind=ref.kind, object_id=ObjectId(_HIDDEN)),
+            context=Context(
                 context.name if sight.name else "",
                 context.alias if sight.alias else "",
                 context.version if sight.version else 0,
             ),
-            asked.granted,
         )
         try:
             return self._kept(seen)
@@ -83,22 +59,9 @@ class _FailedError(Exception):
         self.opinion = opinion
 
 
-def _ask(policies: cedarpy.PolicySet, seen: _Seen) -> Opinion:
+def _ask(policies: cedarpy.PolicySet, seen: Question) -> Opinion:
     # INVARIANT: nothing but what is seen goes into the question, so the opinion holds for all that share it.
-    opinion = ask(
-        Question(
-            principal_type=seen.principal_type,
-            principal=seen.principal,
-            tenant=seen.tenant,
-            roles=seen.roles,
-            name=seen.principal_name,
-            action=seen.action,
-            ref=ResourceRef(owner=seen.owner, kind=seen.kind, object_id=seen.object_id),
-            context=seen.context,
-            granted=seen.granted,
-        ),
-        policies,
-    )
+    opinion = ask(seen, policies)
     if opinion.error is not None:
         raise _FailedError(opinion)
     # Ids once, however many opinions name them.
